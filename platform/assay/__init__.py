@@ -1,0 +1,39 @@
+"""Assay puts the claims of deep-learning theory papers to the test.
+
+>>> import assay
+>>> assay.run("width", scale="smoke")                # doctest: +SKIP
+>>> assay.table("width")                             # doctest: +SKIP
+>>> assay.verdicts("width")                          # doctest: +SKIP
+>>> assay.figure("width", "coordinate_check")        # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from assay.errors import AssayError
+from assay.plan import Cell, Pack
+from assay.study import Claim, Control, Factor, Figure, Gate, Paper, Study, Table, Trial
+
+if TYPE_CHECKING:
+    from assay.api import figure, query, run, table, verdicts
+    from assay.verdict import Bound, Equality, NonInferiority, Ordering, Proportion, Slope, Trend
+
+_LAZY = {name: "assay.api" for name in ("figure", "query", "run", "table", "verdicts")} | {
+    name: "assay.verdict"
+    for name in ("Bound", "Equality", "NonInferiority", "Ordering", "Proportion", "Slope", "Trend")
+}
+
+__all__ = [
+    "AssayError", "Bound", "Cell", "Claim", "Control", "Equality", "Factor", "Figure", "Gate", "NonInferiority",
+    "Ordering", "Pack", "Paper", "Proportion", "Slope", "Study", "Table", "Trend", "Trial", "figure", "query", "run",
+    "table", "verdicts",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:  # the API pulls in pandas and pyarrow: only for who uses it
+    if name not in _LAZY:
+        raise AttributeError(f"module 'assay' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)
