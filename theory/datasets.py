@@ -1,0 +1,183 @@
+"""Data sets: scikit-learn's digits, which ships offline, and CIFAR-10 from a folder the user has on disk."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Inputs x (N, d) with mean zero and E|x|² = 1, one-hot targets y (N, classes), and labels (N,)."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Raw images (N, 3, 32, 32) uint8, channels red, green, blue, and labels (N,) int64 in 0..9."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+def digits(split: str = "all", *, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
+    """Return scikit-learn's 8x8 handwritten digits: 1797 points, d = 64, 10 classes.
+
+    Pixels are divided by 16, then centred and divided by one number so that the mean of |x|² is 1: the theory
+    has no 1/√d in the first layer. `split` is "all" (in the file's order), "train" or "test"; the division is
+    random, depends on `seed` alone, and gives round(1797 · test_fraction) points to "test", which is centred
+    and scaled like "train". Raises ValueError for another split or a test_fraction that leaves one side
+    empty.
+    """
+    if split not in ("all", "train", "test"):
+        raise ValueError(f"split = {split!r}: choose 'all', 'train' or 'test'")
+    from sklearn.datasets import load_digits  # a second of import time that only this function needs
+
+    raw, labels = load_digits(return_X_y=True)
+    x, labels = raw.astype(np.float64) / 16.0, labels.astype(np.int64)
+    fitted = chosen = np.arange(len(x))
+    if split != "all":
+        tests = round(len(x) * test_fraction)
+        if not 0 < tests < len(x):
+            raise ValueError(f"test_fraction = {test_fraction} leaves train or test empty: it must lie inside (0, 1)")
+        order = np.random.default_rng(seed).permutation(len(x))
+        fitted = order[tests:]
+        chosen = fitted if split == "train" else order[:tests]
+    x = x - x[fitted].mean(axis=0)
+    x = x / np.sqrt(np.mean(np.sum(x[fitted] ** 2, axis=1)))
+    return Dataset(x=x[chosen], y=np.eye(10)[labels[chosen]], labels=labels[chosen])
+
+
+CIFAR10_BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+_PIXELS = 3 * 32 * 32
+
+
+def cifar10(folder: str | Path, split: str = "train") -> Images:
+    """Return CIFAR-10 as its authors distribute it, from files on disk: 50 000 "train" or 10 000 "test" images.
+
+    `folder` holds the extracted "binary version" (data_batch_1.bin ...: per image a label byte and 3072 pixel
+    bytes) or "python version" (data_batch_1 ...: pickles), or is the parent of their folders
+    cifar-10-batches-bin or cifar-10-batches-py. The binary version is preferred; pickles are read by an
+    unpickler that builds NumPy arrays and runs nothing else. Raises FileNotFoundError when the folder or some
+    files are missing (it names them), ValueError for another split and for files that are truncated,
+    malformed, hold labels outside 0..9, or ask to run code. Source:
+    https://www.cs.toronto.edu/~kriz/cifar.html
+    """
+    if split not in CIFAR10_BATCHES:
+        raise ValueError(f"split = {split!r}: choose 'train' or 'test'")
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"CIFAR-10 folder {folder} does not exist or is not a folder")
+    names = CIFAR10_BATCHES[split]
+    incomplete: list[str] = []
+    for home, suffix, read in (
+        (folder / "cifar-10-batches-bin", ".bin", _read_binary),
+        (folder, ".bin", _read_binary),
+        (folder / "cifar-10-batches-py", "", _read_pickle),
+        (folder, "", _read_pickle),
+    ):
+        paths = [home / f"{name}{suffix}" for name in names]
+        missing = [path for path in paths if not path.is_file()]
+        if not missing:
+            return _join(paths, read)
+        if len(missing) < len(paths):
+            incomplete += [str(path) for path in missing]
+    if incomplete:
+        raise FileNotFoundError(f"CIFAR-10 {split} files are missing: {', '.join(incomplete)}")
+    raise FileNotFoundError(
+        f"no CIFAR-10 {split} files in {folder}: expected {names[0]}.bin to {names[-1]}.bin (binary version) "
+        f"or {names[0]} to {names[-1]} (python version)"
+    )
+
+
+def _join(paths: list[Path], read: Callable[[Path], Images]) -> Images:
+    """Read and concatenate the batches; ValueError for batches of unequal length: one was cut short."""
+    batches = [read(path) for path in paths]
+    longest = max(len(batch.labels) for batch in batches)
+    for path, batch in zip(paths, batches, strict=True):
+        if len(batch.labels) != longest:
+            raise ValueError(
+                f"{path} holds {len(batch.labels)} images where the others hold {longest}: it is truncated"
+            )
+    return Images(np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches]))
+
+
+def _read_binary(path: Path) -> Images:
+    data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    if len(data) == 0 or len(data) % (1 + _PIXELS):
+        raise ValueError(
+            f"{path} has {len(data)} bytes, not a multiple of {1 + _PIXELS}: it is truncated or not CIFAR-10"
+        )
+    records = data.reshape(-1, 1 + _PIXELS)
+    return Images(records[:, 1:].reshape(-1, 3, 32, 32), _labels(path, records[:, 0].tolist()))
+
+
+def _read_pickle(path: Path) -> Images:
+    try:
+        with path.open("rb") as file:
+            batch = _ArrayUnpickler(file, encoding="bytes").load()
+    except _Refused as error:
+        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise ValueError(f"{path} is truncated or not a CIFAR-10 batch: {type(error).__name__}: {error}") from error
+    # Python 2 wrote the official files: their keys are bytes.
+    entries = (
+        {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()} if isinstance(batch, dict) else {}
+    )
+    data, labels = entries.get("data"), entries.get("labels")
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
+        raise ValueError(f"{path}: 'data' is not an (N, {_PIXELS}) array of bytes")
+    if not isinstance(labels, list) or len(labels) != len(data) or not labels:
+        raise ValueError(f"{path}: 'labels' is not a list of {len(data)} numbers")
+    return Images(data.reshape(-1, 3, 32, 32), _labels(path, labels))
+
+
+def _labels(path: Path, labels: list[Any]) -> NDArray[np.int64]:
+    for label in labels:
+        if not isinstance(label, int) or not 0 <= label <= 9:
+            raise ValueError(f"{path} holds the label {label!r}, outside 0..9")
+    return np.array(labels, dtype=np.int64)
+
+
+class _Refused(pickle.UnpicklingError):
+    """A pickle named something that a CIFAR-10 batch does not need."""
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Encode as `_codecs.encode` does for the one encoding with which Python 3 writes bytes into old pickles."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise _Refused(f"refused: it asks for the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """An unpickler for plain containers and NumPy arrays; any other global name is refused, so no code runs."""
+
+    # Taken from arrays themselves: NumPy 2 moved these functions to private modules, files name either place.
+    _reconstruct = staticmethod(np.zeros(0).__reduce__()[0])  # type: ignore[arg-type]
+    _frombuffer = staticmethod(np.zeros(0).__reduce_ex__(5)[0])  # type: ignore[arg-type]
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        allowed = {
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("numpy.core.multiarray", "_reconstruct"): self._reconstruct,
+            ("numpy._core.multiarray", "_reconstruct"): self._reconstruct,
+            ("numpy.core.numeric", "_frombuffer"): self._frombuffer,
+            ("numpy._core.numeric", "_frombuffer"): self._frombuffer,
+            ("_codecs", "encode"): _latin1,
+        }
+        if (module, name) not in allowed:
+            raise _Refused(
+                f"refused: it asks for {module}.{name}, which no CIFAR-10 batch needs; do not trust this file"
+            )
+        return allowed[module, name]
