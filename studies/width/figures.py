@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from assay import Figure
 from studies.width.claims import LINE, kernel_names, optima, sizes, slopes
-from studies.width.parametrizations import INTERPOLATION, PLANE, label, predicted, spec_of
+from studies.width.parametrizations import INTERPOLATION, PLANE, label, predicted
+from studies.width.trials import RATE_NETWORKS
 
 if TYPE_CHECKING:
     import altair as alt
@@ -46,6 +47,7 @@ def _guides(points: pd.DataFrame, keys: list[str], exponent: Callable[[dict], fl
 def coordinate_check(tables: Tables) -> alt.TopLevelMixin:
     """Δh^l and Δf after one step against width, per layer."""
     import pandas as pd
+
     from assay import charts
 
     panels = [("dh", 1, "Δh¹, first hidden layer"), ("dh", 2, "Δh², second hidden layer"), ("df", 3, "Δf, output")]
@@ -83,13 +85,18 @@ def coordinate_check(tables: Tables) -> alt.TopLevelMixin:
 def phase_diagram(tables: Tables) -> alt.TopLevelMixin:
     """Measured r over the plane of readout and hidden exponents, with the edge of stability."""
     import pandas as pd
+
     from assay import charts
 
     moved = slopes(sizes(tables, "dh", 1, PLANE).query("layer == 2"))
     measured = moved.groupby("parametrization", as_index=False)["slope"].mean()
     point = measured["parametrization"].str.removeprefix("plane:").str.split(",", expand=True)
     cells = pd.DataFrame(
-        {"A": [_decimal(text) for text in point[0]], "rho": [_decimal(text) for text in point[1]], "r": -measured["slope"]}
+        {
+            "A": [_decimal(text) for text in point[0]],
+            "rho": [_decimal(text) for text in point[1]],
+            "r": -measured["slope"],
+        }
     )
     edge = pd.DataFrame({"A": [0.5, 1.0, 1.125], "rho": [0.5, 0.0, 0.0]})
     return charts.heatmap(
@@ -118,9 +125,12 @@ def exponents(tables: Tables) -> alt.TopLevelMixin:
     """Measured against predicted exponents of Δh^l, over every stable network of the study."""
     import numpy as np
     import pandas as pd
+
     from assay import charts
 
-    frame = sizes(tables, "dh", 1, tuple({name for depth in (1, 2) for name in kernel_names(depth)} | {"mup-flat-input"}))
+    frame = sizes(
+        tables, "dh", 1, tuple({name for depth in (1, 2) for name in kernel_names(depth)} | {"mup-flat-input"})
+    )
     parts = []
     for layer, rows in frame.groupby("layer"):
         fitted = slopes(rows).assign(layer=layer)
@@ -128,8 +138,12 @@ def exponents(tables: Tables) -> alt.TopLevelMixin:
     fitted = pd.concat(parts)
     keys = ["depth", "parametrization", "layer"]
     points = charts.summarise(fitted, keys, "slope", "seed", log=False)
-    points["prediction"] = [predicted("dh", name, depth, layer, 1) for depth, name, layer in points[keys].itertuples(index=False)]
-    points["kind"] = np.where(points["parametrization"].str.startswith("plane"), "points of the plane", "named parametrizations")
+    points["prediction"] = [
+        predicted("dh", name, depth, layer, 1) for depth, name, layer in points[keys].itertuples(index=False)
+    ]
+    points["kind"] = np.where(
+        points["parametrization"].str.startswith("plane"), "points of the plane", "named parametrizations"
+    )
     return charts.parity(
         points,
         color="kind",
@@ -145,6 +159,7 @@ def exponents(tables: Tables) -> alt.TopLevelMixin:
 def dichotomy(tables: Tables) -> alt.TopLevelMixin:
     """Feature-kernel change and linearisation residual against width, side by side."""
     import pandas as pd
+
     from assay import charts
 
     names = ("mup", *INTERPOLATION, "ntp")
@@ -180,75 +195,101 @@ def dichotomy(tables: Tables) -> alt.TopLevelMixin:
 
 
 def stability(tables: Tables) -> alt.TopLevelMixin:
-    """Largest stable learning rate against width."""
+    """Largest stable learning rate against width, and that of the infinitely wide NTP network."""
+    import numpy as np
+    import pandas as pd
+
     from assay import charts
 
-    names = ("sp:0", "ntp", "mup")
     frame = tables["stability"].rename(columns={"width": "x", "max_eta": "value"})
     points = charts.summarise(frame, ["parametrization", "x"], "value", "seed")
-    lines = _guides(points, ["parametrization"], lambda labels: -1.0 if labels["parametrization"] == "sp:0" else 0.0)
+    guided = points[points["parametrization"] != "ntp"]
+    lines = _guides(guided, ["parametrization"], lambda labels: -1.0 if labels["parametrization"] == "sp:0" else 0.0)
+    limit = float(np.exp(np.log(tables["kernel_stability"]["max_eta"]).mean()))
+    exact = pd.DataFrame({"x": sorted(points["x"].unique()), "value": limit, "parametrization": "ntp"})
     return charts.scaling(
-        _named(points, names),
-        _named(lines, names),
+        _named(points, RATE_NETWORKS),
+        _named(pd.concat([lines, exact]), RATE_NETWORKS),
         x="x",
         color="network",
         x_title="width n",
         y_title="largest stable learning rate η",
         color_title="parametrization",
         title="The largest stable learning rate",
-        subtitle="Two hidden layers, φ = relu, squared loss on digits. Theory: 1/n in SP, constant in NTP and μP.",
+        subtitle="Two hidden layers, φ = relu, squared loss on digits. Lines: 1/n in SP and constant in μP, at fitted height; "
+        f"NTP: {limit:.1f}, computed at infinite width from the NTK.",
     )
+
+
+LOSSES = {"mse": "squared loss", "xent": "cross entropy"}
 
 
 def transfer(tables: Tables) -> alt.TopLevelMixin:
     """Training loss against learning rate, one curve per width."""
     import pandas as pd
+
     from assay import charts
 
-    names = ("sp:0", "ntp", "mup")
     frame = tables["transfer"]
-    frame = frame.assign(eta=2.0 ** frame["log2_eta"], n=frame["width"].map(lambda n: f"n = {n}"))
-    frame["n"] = pd.Categorical(frame["n"], [f"n = {n}" for n in sorted(frame["width"].unique())])
-    points = charts.summarise(frame, ["parametrization", "n", "eta"], "loss", "seed")
-    points = points[points["diverged"] == 0]
+    panels = {
+        (loss, name): f"{label(name)}, {LOSSES[loss]}" for loss in ("xent", "mse") for name in ("mup", "ntp", "sp:0")
+    }
+    frame = frame.assign(
+        eta=2.0 ** frame["log2_eta"],
+        size=frame["width"].map(lambda n: f"n = {n}"),
+        panel=[panels[key] for key in zip(frame["loss_function"], frame["parametrization"], strict=True)],
+    )
+    frame["size"] = pd.Categorical(frame["size"], [f"n = {n}" for n in sorted(frame["width"].unique())])
+    frame["panel"] = pd.Categorical(frame["panel"], list(panels.values()))
+    points = charts.summarise(frame, ["panel", "size", "eta"], "loss", "seed")
     return charts.scaling(
-        _named(points, names),
+        points[points["diverged"] == 0],
         x="eta",
-        color="n",
-        facet="network",
+        color="size",
+        facet="panel",
         x_title="learning rate η",
-        y_title="training loss (nats)",
+        y_title="training loss",
         color_title="width",
         title="Which learning rate trains best, at each width",
-        subtitle="Two hidden layers, φ = relu, cross entropy on digits. Rates at which a seed diverged are left out.",
+        subtitle="Two hidden layers, φ = relu, digits, 100 steps. Rates at which a seed diverged are left out.",
+        shared_y=False,
         width=230,
-        height=250,
+        height=200,
     )
 
 
 def optimum(tables: Tables) -> alt.TopLevelMixin:
     """Best learning rate against width."""
+    import pandas as pd
+
     from assay import charts
 
-    names = ("sp:0", "ntp", "mup")
-    points = charts.summarise(optima(tables).rename(columns={"width": "x"}), ["parametrization", "x"], "value", "seed")
-    lines = _guides(points, ["parametrization"], lambda labels: -1.0 if labels["parametrization"] == "sp:0" else 0.0)
+    frame = optima(tables)
+    frame = frame.assign(panel=pd.Categorical(frame["loss_function"].map(LOSSES), list(LOSSES.values())))
+    keys = ["parametrization", "panel"]
+    points = charts.summarise(frame, [*keys, "x"], "value", "seed")
+    lines = _guides(points, keys, lambda labels: -1.0 if labels["parametrization"] == "sp:0" else 0.0)
     return charts.scaling(
-        _named(points, names),
-        _named(lines, names),
+        _named(points, RATE_NETWORKS),
+        _named(lines, RATE_NETWORKS),
         x="x",
         color="network",
+        facet="panel",
         x_title="width n",
-        y_title="learning rate η with the lowest training loss",
+        y_title="best learning rate η",
         color_title="parametrization",
-        title="Learning-rate transfer",
-        subtitle="The optimum stays in μP and NTP and falls as 1/n in SP: tune narrow, train wide.",
+        title="Learning-rate transfer: tune narrow, train wide",
+        subtitle="Lines: the exponent of the largest stable rate, at fitted height. Under cross entropy outputs may grow, "
+        "and NTP and SP train best beyond that rate.",
+        width=300,
+        height=270,
     )
 
 
 def kernel_descent(tables: Tables) -> alt.TopLevelMixin:
     """Distance between networks and their kernel predictions against width."""
     import pandas as pd
+
     from assay import charts
 
     names = {"ntk": "NTK recursion", "nngp": "NNGP recursion"}
@@ -291,7 +332,7 @@ FIGURES = (
     Figure("stability", "Learning-rate stability", "Found by bisection for every network and seed.",
            stability, ("ABC-9R",)),
     Figure("transfer", "Loss against learning rate", "In μP the minimum stays where it is as the width grows.",
-           transfer, ("ABC-LR",)),
+           transfer, ("ABC-LR", "ABC-LRK")),
     Figure("optimum", "Learning-rate transfer", "The optimum of each seed, interpolated between grid points.",
-           optimum, ("ABC-LR",)),
+           optimum, ("ABC-LR", "ABC-LRK")),
 )  # fmt: skip

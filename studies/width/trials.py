@@ -132,7 +132,9 @@ scaling = Trial(
     (
         Factor("network", ("tanh", LINEAR_NETWORK)),
         Factor("depth", (1, 2)),
-        Factor("width", {"smoke": geometric(64, 512), "laptop": geometric(128, 2048), "cluster": geometric(128, 16384)}),
+        Factor(
+            "width", {"smoke": geometric(64, 512), "laptop": geometric(128, 2048), "cluster": geometric(128, 16384)}
+        ),
         Factor("parametrization", {"smoke": NAMED, "laptop": NAMED + PLANE, "cluster": NAMED + PLANE}, packed=True),
         Factor("eta", (1.0, 8.0), packed=True),
         seeds(8, 16, 32),
@@ -177,7 +179,7 @@ def related_pair(variant: str, base: str, depth: int, seed: int) -> tuple[AbcSpe
 
 
 def measure_symmetry(pack: Pack) -> pd.DataFrame:
-    """Train both members of each pair from the same normal draws; how far apart are their outputs, over five steps?"""
+    """Train both members of each pair from the same normal draws and compare their outputs over five steps."""
     import numpy as np
 
     from theory.abc.dynamics import trajectory
@@ -247,7 +249,7 @@ def measure_stability(pack: Pack) -> pd.DataFrame:
 stability = Trial(
     "stability",
     (
-        Factor("width", {"smoke": geometric(64, 256), "laptop": geometric(128, 1024), "cluster": geometric(128, 8192)}),
+        Factor("width", {"smoke": geometric(64, 256), "laptop": geometric(128, 2048), "cluster": geometric(128, 8192)}),
         Factor("parametrization", RATE_NETWORKS, packed=True),
         seeds(4, 8, 20),
     ),
@@ -256,6 +258,48 @@ stability = Trial(
     cost=lambda cell: 0.02 + 6.0e-8 * (BISECTIONS + 2) * STABILITY_STEPS * cell["width"] ** 2 * 0.2,
     memory=lambda cell: 4.0 * 6 * cell["width"] * (INPUTS + cell["width"]),
     gpus={"cluster": 0.25},
+)
+
+
+def measure_kernel_stability(pack: Pack) -> pd.DataFrame:
+    """The same bisection for the infinitely wide NTP network: kernel gradient descent from a draw of its f_0.
+
+    No network is trained: f_0 is Gaussian with the NNGP kernel, and the NTK carries it on.
+    """
+    import numpy as np
+
+    from theory.abc.kernels import kernel_gradient_descent, nngp_ntk
+
+    rates = []
+    rows = np.arange(STABILITY_STEPS * 64).reshape(STABILITY_STEPS, 64)
+    for seed in pack.column("seed"):
+        x, y, _ = digits_per_member([seed], batch=64, steps=STABILITY_STEPS)
+        inputs, targets = x[0].flatten(0, 1).numpy(), y[0].flatten(0, 1).numpy()
+        nngp, ntk = nngp_ntk(inputs, inputs, 2, "relu")
+        size, directions = np.linalg.eigh(nngp)
+        draw = np.random.default_rng(seed).standard_normal((len(inputs), OUTPUTS))
+        f_0 = directions * np.sqrt(np.maximum(size, 0.0)) @ draw
+        low, high = -14.0, 10.0
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            f = kernel_gradient_descent(ntk, f_0, targets, rows, 2.0**middle, "mse")
+            seen = np.stack([*(f[t, batch] for t, batch in enumerate(rows)), f[-1, rows[-1]]])
+            wanted = targets[np.concatenate([rows, rows[-1:]])]
+            losses = 0.5 * ((seen - wanted) ** 2).sum(2).mean(1)
+            constant = 0.5 * (wanted**2).sum(2).mean()
+            stable = losses.max() < 3 * max(losses[0], constant)
+            low, high = (middle, high) if stable else (low, middle)
+        rates.append(2.0 ** ((low + high) / 2))
+    return pack.frame(max_eta=rates)
+
+
+kernel_stability = Trial(
+    "kernel_stability",
+    (Factor("parametrization", ("ntp",)), seeds(4, 8, 20)),
+    (Table("kernel_stability", {"max_eta": float}),),
+    measure_kernel_stability,
+    cost=lambda cell: 0.5,
+    memory=lambda cell: 40e6,
 )
 
 TRANSFER_STEPS = 100
@@ -277,7 +321,7 @@ def measure_transfer(pack: Pack) -> pd.DataFrame:
         seed,
         pack["width"],
         "relu",
-        "xent",
+        pack["loss_function"],
         np.exp2(pack.column("log2_eta")).tolist(),
         x,
         y,
@@ -293,6 +337,7 @@ def measure_transfer(pack: Pack) -> pd.DataFrame:
 transfer = Trial(
     "transfer",
     (
+        Factor("loss_function", ("mse", "xent")),
         Factor("width", {"smoke": geometric(64, 256), "laptop": geometric(128, 1024), "cluster": geometric(128, 8192)}),
         Factor("parametrization", RATE_NETWORKS, packed=True),
         Factor(
@@ -367,4 +412,4 @@ kernel = Trial(
     memory=lambda cell: 8.0 * 4 * cell["width"] * (INPUTS + cell["width"]),
 )
 
-TRIALS = (scaling, symmetry, stability, transfer, kernel)
+TRIALS = (scaling, symmetry, stability, kernel_stability, transfer, kernel)

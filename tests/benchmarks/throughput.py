@@ -23,15 +23,15 @@ def one_cell(config: dict) -> None:
     tune.report({"loss": cells.train_eager(config["seed"])})
 
 
-def through_assay() -> tuple[float, float, int]:
-    """Seconds of the whole sweep after Ray is up, seconds inside trial code, workers."""
+def through_assay() -> tuple[float, int]:
+    """Seconds of the whole sweep, Ray's start included, and workers."""
     from assay import sweep
 
     with tempfile.TemporaryDirectory() as root:
         done = sweep.run(str(STUDY), "smoke", root)
         assert done.cells == cells.CELLS, done
         assert done.failed == 0, done
-        return done.wall_s, done.trial_s, done.workers
+        return done.wall_s, done.workers
 
 
 def through_tune(count: int, *, reuse: bool, loggers: bool) -> float:
@@ -103,7 +103,7 @@ def run() -> list[str]:
     seeds = list(range(4))
     gap = max(abs(a - b) / b for a, b in zip(cells.train_packed(seeds), map(cells.train_eager, seeds), strict=True))
     assert gap < 1e-3, f"the two ways to train disagree by {gap}"
-    wall, trial, workers = through_assay()  # starts and stops a Ray of its own
+    wall, workers = through_assay()  # starts and stops a Ray of its own
     ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     through_tune(2, reuse=True, loggers=False)  # first-sweep costs of Ray are not the peers' fault
     peers = {

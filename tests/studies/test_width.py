@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
+from assay import verdict
+from assay.plan import cells, plan
+from assay.results import Progress, Tables, judge_claim
 from studies.width import study
 from studies.width.claims import AGREES, side, slopes
 from studies.width.parametrizations import CONTROLS, FAST_SP, HIDDENS, NAMED, PLANE, READOUTS, label, predicted, spec_of
 from studies.width.trials import LINEAR_NETWORK, VARIANTS, related_pair
 from theory.abc.spec import QUANTITIES
-
-from assay import verdict
-from assay.plan import cells, plan
-from assay.results import Progress, Tables, judge_claim
 
 WIDTHS = (128, 256, 512, 1024)
 SEEDS = range(16)
@@ -73,9 +73,13 @@ def planted(noise: float = 0.02) -> dict[str, pd.DataFrame]:
     for network, depths in (("tanh", (1, 2)), (LINEAR_NETWORK, (1,))):
         for depth in depths:
             for name in (*NAMED, *PLANE) if network == "tanh" else ("ntp", "mup"):
-                if (name == "mfp" or name not in PLANE) and (depth == 1 or name != "mfp") or depth == 2 and name in PLANE:
+                if ((name == "mfp" or name not in PLANE) and (depth == 1 or name != "mfp")) or (
+                    depth == 2 and name in PLANE
+                ):
                     rows += planted_sizes(dice, noise, network, depth, name)
-    scaling = pd.DataFrame(rows, columns=["network", "depth", "parametrization", "quantity", "layer", "t", "width", "seed", "value"])
+    scaling = pd.DataFrame(
+        rows, columns=["network", "depth", "parametrization", "quantity", "layer", "t", "width", "seed", "value"]
+    )
     symmetry = [
         (depth, variant, seed, 1e-14 if variant in ("global", "per layer", "mfp is mup") else 0.3)
         for depth in (1, 2) for variant in VARIANTS for seed in SEEDS
@@ -84,8 +88,8 @@ def planted(noise: float = 0.02) -> dict[str, pd.DataFrame]:
     rates = [(name, n, seed, 9.0 * n**exponent * np.exp(noise * dice.normal()))
              for name, exponent in exponents.items() for n in WIDTHS for seed in SEEDS]  # fmt: skip
     transfer = [
-        (name, n, seed, log2_eta, 0.1 * np.exp((log2_eta - 6 - exponents[name] * np.log2(n) + dice.normal() * noise) ** 2))
-        for name in exponents for n in WIDTHS for seed in SEEDS for log2_eta in range(-8, 10)
+        (loss, name, n, seed, log2_eta, 0.1 * np.exp((log2_eta - 6 - exponents[name] * np.log2(n) + dice.normal() * noise) ** 2))
+        for loss in ("mse", "xent") for name in exponents for n in WIDTHS for seed in SEEDS for log2_eta in range(-8, 10)
     ]  # fmt: skip
     kernel = [
         (quantity, name, n, seed, np.exp(noise * dice.normal()) * (n**-0.5 if (name, quantity) == ("ntp", "ntk") else 0.5))
@@ -95,7 +99,9 @@ def planted(noise: float = 0.02) -> dict[str, pd.DataFrame]:
         "scaling": scaling,
         "symmetry": pd.DataFrame(symmetry, columns=["depth", "variant", "seed", "difference"]),
         "stability": pd.DataFrame(rates, columns=["parametrization", "width", "seed", "max_eta"]),
-        "transfer": pd.DataFrame(transfer, columns=["parametrization", "width", "seed", "log2_eta", "loss"]),
+        "transfer": pd.DataFrame(
+            transfer, columns=["loss_function", "parametrization", "width", "seed", "log2_eta", "loss"]
+        ),
         "kernel": pd.DataFrame(kernel, columns=["quantity", "parametrization", "width", "seed", "value"]),
     }
 
@@ -116,7 +122,7 @@ def planted_sizes(dice, noise, network, depth, name):
                     value = 0.5 * float(n) ** exponent
                     for seed in SEEDS:
                         yield network, depth, name, quantity, layer, t, n, seed, value * np.exp(noise * dice.normal())
-    assert spec.L == depth
+    assert depth == spec.L
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +138,9 @@ def test_claims_hold_where_the_theorems_do_and_their_controls_fail(claim, tables
     assert [control.assessment.outcome for control in found.controls] == ["refuted"] * len(claim.controls)
 
 
-@pytest.mark.parametrize("claim", [c for c in study.claims if c.id in ("ABC-3", "ABC-4", "ABC-8", "ABC-10", "ABC-17")], ids=lambda c: c.id)
+@pytest.mark.parametrize(
+    "claim", [c for c in study.claims if c.id in ("ABC-3", "ABC-4", "ABC-8", "ABC-10", "ABC-17")], ids=lambda c: c.id
+)
 def test_a_wrong_exponent_refutes_the_claim(claim, tables):
     bent = tables["scaling"]
     bent["value"] *= np.where(bent["parametrization"] == "mup", bent["width"] ** 0.3, 1.0)
@@ -147,7 +155,9 @@ def test_side_measures_the_distance_to_the_wrong_side_of_the_line():
     judged = slopes(side(frame, lambda name, depth: name == "mup", -0.1)).groupby("parametrization")["slope"].mean()
     assert judged["mup"] == pytest.approx(-0.1)
     assert judged["ntp"] == pytest.approx(-0.9)
-    assert verdict.assess(AGREES, side(frame, lambda *_: True, -0.1), ("seed",), ("parametrization",)).outcome == "refuted"
+    assert (
+        verdict.assess(AGREES, side(frame, lambda *_: True, -0.1), ("seed",), ("parametrization",)).outcome == "refuted"
+    )
 
 
 def small(trial: str, **fixed):
@@ -166,7 +176,8 @@ def small(trial: str, **fixed):
         ("scaling", {"network": LINEAR_NETWORK, "width": 64}),
         ("symmetry", {"depth": 2}),
         ("stability", {"width": 64}),
-        ("transfer", {"width": 64}),
+        ("transfer", {"width": 64, "loss_function": "xent"}),
+        ("kernel_stability", {}),
         ("kernel", {"width": 64}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
