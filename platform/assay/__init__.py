@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from assay.api import figure, query, run, table, verdicts
     from assay.verdict import Bound, Equality, NonInferiority, Ordering, Proportion, Slope, Trend
 
-_LAZY = {name: "assay.api" for name in ("figure", "query", "run", "table", "verdicts")} | {
-    name: "assay.verdict"
-    for name in ("Bound", "Equality", "NonInferiority", "Ordering", "Proportion", "Slope", "Trend")
-}
+_API = ("figure", "query", "run", "table", "verdicts")
+_KINDS = ("Bound", "Equality", "NonInferiority", "Ordering", "Proportion", "Slope", "Trend")
 
 __all__ = [
     "AssayError", "Bound", "Cell", "Claim", "Control", "Equality", "Factor", "Figure", "Gate", "NonInferiority",
@@ -31,9 +29,11 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:  # the API pulls in pandas and pyarrow: only for who uses it
-    if name not in _LAZY:
-        raise AttributeError(f"module 'assay' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:  # pandas and pyarrow are slow to import: only for who uses them
     import importlib
 
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _API:
+        return getattr(importlib.import_module("assay.api"), name)
+    if name in _KINDS:
+        return getattr(importlib.import_module("assay.verdict"), name)
+    raise AttributeError(f"module 'assay' has no attribute {name!r}")

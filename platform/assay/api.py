@@ -81,12 +81,19 @@ def query(statement: str, *, scale: str | None = None, results: Root = None) -> 
 
     Each study's primary table goes by the study's name, any other as `study.table`, its packs as `study.runs`.
     """
-    from assay.query import sql
+    from assay.query import Source, sql
+    from assay.rows import schema
 
     store = Store(results_root(results))
-    opened = []
-    for name in available():
-        scales = store.scales(name)
-        if scales and (scale is None or scale in scales):
-            opened.append(open_results(name, scale, results))
-    return sql(opened, statement)
+    sources = []
+    for name in store.studies():
+        if scale is not None and scale not in store.scales(name):
+            continue
+        at = scale or largest_scale(store, name)
+        if name in available():
+            study = load(name)
+            tables = {table.name: schema(study.trial_of(table.name), table) for table in study.tables}
+            sources.append(Source(store, name, at, study.version, tables))
+        else:  # of a study file, or of one no longer installed: its parts say what they hold
+            sources.append(Source.undeclared(store, name, at))
+    return sql(sources, statement)

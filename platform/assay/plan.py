@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -167,7 +168,7 @@ def _layout(study: Study, trial: Trial, scale: str) -> list[Pack]:
         bounds = [round(index * len(group) / count) for index in range(count + 1)]
         packs += [
             Pack(study.name, trial.name, scale, tuple(group[low:high]))
-            for low, high in zip(bounds, bounds[1:], strict=False)
+            for low, high in itertools.pairwise(bounds)
         ]
     return packs
 

@@ -78,7 +78,13 @@ class Results:
         trial = self.study.trial_of(name)
         table = next(table for table in trial.tables if table.name == name)
         return self.store.read(
-            self.study.name, self.scale, name, schema(trial, table), self.study.version, columns=columns, filters=filters
+            self.study.name,
+            self.scale,
+            name,
+            schema(trial, table),
+            self.study.version,
+            columns=columns,
+            filters=filters,
         )
 
     def stored(self) -> dict[str, set[str]]:
@@ -139,27 +145,32 @@ def judge_claim(claim: Claim, tables: Tables, progress: Mapping[str, Progress]) 
     pending = sum(part.pending for part in read)
     if error is not None:
         if failed + pending == 0:
-            raise AssayError(f"claim {claim.id}: its data cannot be computed: {type(error).__name__}: {error}") from error
+            raise AssayError(
+                f"claim {claim.id}: its data cannot be computed: {type(error).__name__}: {error}"
+            ) from error
         reason = f"not measured: {failed} of {planned} cells failed, {pending} have not run"
         return verdict.Verdict.unmeasured(claim.id, reason)
-    return verdict.judge(
-        claim.id,
-        claim.kind,
-        claim.unit,
-        claim.cases,
-        frame,
-        controls=controls,
-        gates=gates,
-        planned=planned,
-        failed=failed,
-        pending=pending,
-    )
+    try:
+        return verdict.judge(
+            claim.id,
+            claim.kind,
+            claim.unit,
+            claim.cases,
+            frame,
+            controls=controls,
+            gates=gates,
+            planned=planned,
+            failed=failed,
+            pending=pending,
+        )
+    except ValueError as unfit:  # the frame lacks what the kind needs: a mistake in the study, told in one line
+        raise AssayError(str(unfit)) from unfit
 
 
 def largest_scale(store: Store, study: str) -> str:
     """Largest scale at which a study has stored parts; AssayError if there is none."""
     stored = store.scales(study)
-    for scale in reversed(SCALES):
+    for scale in reversed(list(SCALES)):
         if scale in stored:
             return scale
     raise AssayError(f"no results of study {study!r} in {store.root}; run: assay run {study} --scale smoke")

@@ -52,7 +52,9 @@ def complete_rows(pack: Pack, trial: Trial, table: Table, frame: pd.DataFrame) -
     members = {cell.id: index for index, cell in enumerate(pack.cells)}
     index = frame["cell"].map(members)
     if index.isna().any():
-        raise AssayError(f"{where}: a row belongs to cell {frame['cell'][index.isna()].iloc[0]!r}, which is not in the pack")
+        raise AssayError(
+            f"{where}: a row belongs to cell {frame['cell'][index.isna()].iloc[0]!r}, which is not in the pack"
+        )
     if table is trial.tables[0] and index.nunique() < len(pack):
         silent = next(cell for cell in pack.cells if cell.id not in set(frame["cell"]))
         raise AssayError(f"{where}: no row for cell {dict(silent.factors)!r}")

@@ -161,7 +161,9 @@ class Trial:
         for table in self.tables:
             for column in table.columns:
                 if column in names:
-                    raise AssayError(f"table {table.name!r}: column {column!r} is already a factor of trial {self.name!r}")
+                    raise AssayError(
+                        f"table {table.name!r}: column {column!r} is already a factor of trial {self.name!r}"
+                    )
         for scale in self.gpus:
             check_scale(scale)
 

@@ -100,7 +100,7 @@ def fastest(tables: Tables, names: tuple[str, ...]) -> pd.DataFrame:
     frame = pd.concat([sizes(tables, quantity, 2, names) for quantity in ("h0", "f0", "dh", "df")])
     frame = frame[frame["value"] != 0]  # a readout that starts at zero: what is exactly zero does not grow
     network = [*NETWORK, "quantity", "layer"]
-    growth = slopes(frame, network).groupby(network, as_index=False)["slope"].mean()
+    growth = slopes(frame, network).groupby(network)["slope"].mean().reset_index()
     chosen = growth.sort_values("slope").drop_duplicates([*NETWORK], keep="last")
     return frame.merge(chosen[network], on=network)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from assay import Figure
 from studies.width.claims import LINE, kernel_names, optima, sizes, slopes
@@ -38,7 +38,7 @@ def _guides(points: pd.DataFrame, keys: list[str], exponent: Callable[[dict], fl
         usable = np.isfinite(y) & (y > 0)
         if not usable.any():
             continue
-        labels = dict(zip(keys, key, strict=True))
+        labels: dict[str, Any] = dict(zip(keys, key, strict=True))
         centre = np.log(y[usable]).mean() - exponent(labels) * np.log(x[usable]).mean()
         lines.append(pd.DataFrame({"x": x, "value": np.exp(centre) * x ** exponent(labels)}).assign(**labels))
     return pd.concat(lines)
@@ -83,12 +83,15 @@ def coordinate_check(tables: Tables) -> alt.TopLevelMixin:
 
 
 def phase_diagram(tables: Tables) -> alt.TopLevelMixin:
-    """Measured r over the plane of readout and hidden exponents, with the edge of stability."""
+    """Measured r over the plane of readout and hidden exponents, with the edge of stability.
+
+    After two steps: the first moves the hidden layers through W_0^{L+1} alone, and where they blow up it saturates φ.
+    """
     import pandas as pd
 
     from assay import charts
 
-    moved = slopes(sizes(tables, "dh", 1, PLANE).query("layer == 2"))
+    moved = slopes(sizes(tables, "dh", 2, PLANE).query("layer == 2"))
     measured = moved.groupby("parametrization", as_index=False)["slope"].mean()
     point = measured["parametrization"].str.removeprefix("plane:").str.split(",", expand=True)
     cells = pd.DataFrame(
@@ -105,11 +108,11 @@ def phase_diagram(tables: Tables) -> alt.TopLevelMixin:
         x="A",
         y="rho",
         value="r",
-        x_title="A = a_{L+1} + b_{L+1}, size exponent of the readout",
-        y_title="ρ = a_l, learning-rate exponent of the hidden layers",
+        x_title="A = a + b of the readout: the exponent of its size",
+        y_title="ρ = a of the hidden layers: the exponent of their learning rate",
         value_title="measured r",
         title="Phase diagram: μP sits where the edge of stability meets r = 0",
-        subtitle="Measured r = −slope of Δh² after one step. Below the line theory says unstable; on it are UP(r), from NTP "
+        subtitle="Measured r = −slope of Δh² after two steps. Below the line theory says unstable; on it are UP(r), from NTP "
         "(top left) to μP (A = 1, ρ = 0). Features are learned on the horizontal part, above it the kernel regime.",
         center=0.0,
     )
@@ -221,6 +224,7 @@ def stability(tables: Tables) -> alt.TopLevelMixin:
     )
 
 
+SPREAD = 30
 LOSSES = {"mse": "squared loss", "xent": "cross entropy"}
 
 
@@ -243,15 +247,16 @@ def transfer(tables: Tables) -> alt.TopLevelMixin:
     frame["panel"] = pd.Categorical(frame["panel"], list(panels.values()))
     points = charts.summarise(frame, ["panel", "size", "eta"], "loss", "seed")
     return charts.scaling(
-        points[points["diverged"] == 0],
+        points[(points["diverged"] == 0) & (points["high"] < SPREAD * points["low"])],
         x="eta",
         color="size",
         facet="panel",
         x_title="learning rate η",
-        y_title="training loss",
+        y_title="training loss (nats, or squared error)",
         color_title="width",
         title="Which learning rate trains best, at each width",
-        subtitle="Two hidden layers, φ = relu, digits, 100 steps. Rates at which a seed diverged are left out.",
+        subtitle="Two hidden layers, φ = relu, digits, 100 steps. Left out: rates at which a seed diverged, or at which the "
+        f"interval spans more than a factor of {SPREAD}.",
         shared_y=False,
         width=230,
         height=200,

@@ -135,7 +135,7 @@ scaling = Trial(
         Factor(
             "width", {"smoke": geometric(64, 512), "laptop": geometric(128, 2048), "cluster": geometric(128, 16384)}
         ),
-        Factor("parametrization", {"smoke": NAMED, "laptop": NAMED + PLANE, "cluster": NAMED + PLANE}, packed=True),
+        Factor("parametrization", NAMED + PLANE, packed=True),
         Factor("eta", (1.0, 8.0), packed=True),
         seeds(8, 16, 32),
     ),
@@ -167,8 +167,8 @@ def related_pair(variant: str, base: str, depth: int, seed: int) -> tuple[AbcSpe
         return dice.choice((-1, 1)) * Fraction(dice.randint(2, 8), 16)
 
     if variant.endswith("is mup"):
-        other = {"mfp is mup": "mfp", "ntp is mup": "ntp", "slow mfp is mup": "mfp+c:1"}[variant]
-        return spec_of(other, depth), spec_of("mup", depth)
+        name = {"mfp is mup": "mfp", "ntp is mup": "ntp", "slow mfp is mup": "mfp+c:1"}[variant]
+        return spec_of(name, depth), spec_of("mup", depth)
     one = spec_of(base, depth)
     other = one.shift([theta() for _ in range(depth + 1)] if variant == "per layer" else theta())
     if variant == "c kept":
@@ -251,7 +251,7 @@ stability = Trial(
     (
         Factor("width", {"smoke": geometric(64, 256), "laptop": geometric(128, 2048), "cluster": geometric(128, 8192)}),
         Factor("parametrization", RATE_NETWORKS, packed=True),
-        seeds(4, 8, 20),
+        seeds(8, 8, 20),
     ),
     (Table("stability", {"max_eta": float}),),
     measure_stability,
@@ -295,7 +295,7 @@ def measure_kernel_stability(pack: Pack) -> pd.DataFrame:
 
 kernel_stability = Trial(
     "kernel_stability",
-    (Factor("parametrization", ("ntp",)), seeds(4, 8, 20)),
+    (Factor("parametrization", ("ntp",)), seeds(8, 8, 20)),
     (Table("kernel_stability", {"max_eta": float}),),
     measure_kernel_stability,
     cost=lambda cell: 0.5,
@@ -349,7 +349,7 @@ transfer = Trial(
             },
             packed=True,
         ),
-        seeds(4, 8, 20),
+        seeds(8, 8, 20),
     ),
     (Table("transfer", {"loss": float, "accuracy": float}),),
     measure_transfer,
