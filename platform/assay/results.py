@@ -136,6 +136,8 @@ def judge_claim(claim: Claim, tables: Tables, progress: Mapping[str, Progress]) 
                 for control in claim.controls
             ]
             error: Exception | None = None
+        except AssayError:  # a damaged part, a table that does not exist
+            raise
         except Exception as caught:
             error = caught
         trials = {tables.study.trial_of(name).name for name in asked}
@@ -173,7 +175,7 @@ def largest_scale(store: Store, study: str) -> str:
     for scale in reversed(list(SCALES)):
         if scale in stored:
             return scale
-    raise AssayError(f"no results of study {study!r} in {store.root}; run: assay run {study} --scale smoke")
+    raise AssayError(f"no results of study {study!r} in {store}; run: assay run {study} --scale smoke")
 
 
 VERDICT_COLUMNS = (
