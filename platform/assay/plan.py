@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -162,15 +163,23 @@ def _layout(study: Study, trial: Trial, scale: str) -> list[Pack]:
         groups.setdefault(tuple(cell.factors[name] for name in shaping), []).append(cell)
     packs = []
     for group in groups.values():
-        whole = _costed(trial, Pack(study.name, trial.name, scale, tuple(group)))
-        pieces = max(whole.expected_s / PACK_SECONDS, whole.expected_bytes / PACK_BYTES, len(group) / PACK_CELLS)
-        count = min(len(group), max(1, -int(-pieces // 1)))
-        bounds = [round(index * len(group) / count) for index in range(count + 1)]
-        packs += [
-            Pack(study.name, trial.name, scale, tuple(group[low:high]))
-            for low, high in itertools.pairwise(bounds)
-        ]
+        pieces = [_costed(trial, Pack(study.name, trial.name, scale, tuple(group)))]
+        most = max(1, math.floor(len(group) / max(1.0, _excess(pieces[0]))))  # cells that fit, if they were all equal
+        count = math.ceil(len(group) / most)
+        while len(pieces) < len(group) and max(map(_excess, pieces)) > 1:
+            count = max(count, len(pieces) + 1)
+            bounds = [round(index * len(group) / count) for index in range(count + 1)]
+            pieces = [
+                _costed(trial, Pack(study.name, trial.name, scale, tuple(group[low:high])))
+                for low, high in itertools.pairwise(bounds)
+            ]
+        packs += pieces
     return packs
+
+
+def _excess(pack: Pack) -> float:
+    """How many times a pack exceeds the limits."""
+    return max(pack.expected_s / PACK_SECONDS, pack.expected_bytes / PACK_BYTES, len(pack) / PACK_CELLS)
 
 
 def _costed(trial: Trial, pack: Pack) -> Pack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 LINE_EVERY_S = 5.0
 
@@ -27,7 +27,8 @@ def duration(seconds: float) -> str:
 class Progress:
     """Cells done of all, cells per second, time left and failures, written to `stream` (standard error).
 
-    Time left is weighed by the packs' expected seconds, because packs differ widely in cost.
+    Time left is weighed by the packs' expected seconds, because packs differ widely in cost. A terminal shows the bar
+    at once; elsewhere nothing is written before `begin`.
     """
 
     def __init__(self, label: str, cells: int, expected_s: float, stream: TextIO | None = None) -> None:
@@ -37,10 +38,9 @@ class Progress:
         self.stream = stream or sys.stderr
         self.done = self.failed = 0
         self.done_s = 0.0
-        self.started = time.monotonic()
+        self.started: float | None = None
         self._printed = 0.0
-        self._bar = None
-        self._task = None
+        self._bar: Any = None
 
     def __enter__(self) -> Progress:
         if self.stream.isatty():
@@ -48,24 +48,29 @@ class Progress:
             from rich.progress import BarColumn, Progress, TextColumn
 
             columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
-            self._bar = Progress(*columns, console=Console(file=self.stream), transient=False)
+            self._bar = Progress(*columns, console=Console(file=self.stream))
+            self._bar.add_task(self.label, total=self.cells, text="starting Ray")
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.cells, text=self.text())
-        else:
-            self._line(force=True)
         return self
 
+    def begin(self) -> None:
+        """Start the clock: the first packs are on their way."""
+        self.started = time.monotonic()
+        self._show(force=True)
+
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.started is not None:
+            self._show(force=True)
         if self._bar is not None:
             self._bar.stop()
-        else:
-            self._line(force=True)
 
     def text(self) -> str:
         """What the bar or a line says."""
-        elapsed = time.monotonic() - self.started
-        parts = [f"{self.done}/{self.cells} cells", f"{self.done / max(elapsed, 1e-9):.1f} cells/s"]
-        share = self.done_s / self.expected_s if self.expected_s else self.done / max(self.cells, 1)
+        elapsed = time.monotonic() - (self.started or time.monotonic())
+        parts = [f"{self.done}/{self.cells} cells"]
+        share = self.done_s / self.expected_s if self.expected_s else (self.done + self.failed) / max(self.cells, 1)
+        if self.done:
+            parts.append(f"{self.done / max(elapsed, 1e-9):.1f} cells/s")
         if self.done + self.failed == self.cells:
             parts.append(f"took {duration(elapsed)}")
         elif share > 0:
@@ -80,12 +85,12 @@ class Progress:
             self.failed += cells
         else:
             self.done += cells
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.done + self.failed, text=self.text())
-        else:
-            self._line()
+        self._show()
 
-    def _line(self, force: bool = False) -> None:
+    def _show(self, force: bool = False) -> None:
+        if self._bar is not None:
+            self._bar.update(0, completed=self.done + self.failed, text=self.text())
+            return
         now = time.monotonic()
         if force or now - self._printed >= LINE_EVERY_S:
             self._printed = now

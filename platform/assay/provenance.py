@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
 import subprocess
 import sys
@@ -27,26 +26,32 @@ def of_run(study: Study) -> dict[str, Any]:
 
 
 def revision(study: Study) -> str:
-    """Git revision of the code that declares a study, with '-dirty' if it was changed since, else 'unknown'."""
-    source = inspect.getsourcefile(study.trials[0].run)
-    folder = Path(source).parent if source else Path.cwd()
+    """Git revision of the code that measures a study, with '-dirty' if it was changed since, else 'unknown'.
+
+    Code that lies in a repository without being part of it (an installed package in a project's environment, a file
+    not yet added) is 'unknown' too.
+    """
+    module = sys.modules.get(getattr(study.trials[0].run, "__module__", ""))
+    source = getattr(module, "__file__", None)
+    if source is None:
+        return "unknown"
+    path = Path(source).resolve()
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        _git(path, "ls-files", "--error-unmatch", path.name)
+        return _git(path, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return described.stdout.strip()
+
+
+def _git(path: Path, *command: str) -> str:
+    done = subprocess.run(["git", *command], cwd=path.parent, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
 
 
 def device_name(device: str) -> str:
     """Name of the device a pack ran on."""
     if device.startswith("cuda"):
-        torch = sys.modules["torch"]
+        import torch
+
         return str(torch.cuda.get_device_name())
     return f"{platform.machine()} CPU"

@@ -64,10 +64,13 @@ def complete_rows(pack: Pack, trial: Trial, table: Table, frame: pd.DataFrame) -
     else:
         finite = np.ones(len(frame), dtype=bool)
         for name, kind in table.columns.items():
-            if kind is float:
-                finite &= np.isfinite(frame[name].to_numpy(dtype=np.float64))
-            elif kind == list[float]:
-                finite &= np.array([bool(np.isfinite(value).all()) for value in frame[name]], dtype=bool)
+            try:
+                if kind is float:
+                    finite &= np.isfinite(frame[name].to_numpy(dtype=np.float64))
+                elif kind == list[float]:
+                    finite &= np.array([bool(np.isfinite(value).all()) for value in frame[name]], dtype=bool)
+            except (TypeError, ValueError) as error:
+                raise AssayError(f"{where}: column {name!r} must hold numbers: {error}") from error
         columns["status"] = np.where(finite, "ok", "diverged")
     position = index.to_numpy(dtype=np.int64)
     for factor in trial.factors:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from assay.errors import AssayError, unknown
+from assay.kinds import Kind
 
 if TYPE_CHECKING:
     import altair as alt
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from assay.plan import Pack
     from assay.results import Tables
-    from assay.verdict import Kind
 
 Value = bool | int | float | str
 """What a factor can take: it names a cell, so it must compare and serialise exactly."""
@@ -48,6 +48,17 @@ def _check_unique(what: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise AssayError(f"{what} {name!r} is declared twice")
+
+
+def _check_kind(what: str, kind: object) -> None:
+    if not isinstance(kind, Kind):
+        kinds = ", ".join(one.__name__ for one in typing.get_args(Kind))
+        raise AssayError(f"{what}: kind {kind!r} is none of {kinds}")
+
+
+def _check_data(what: str, data: object) -> None:
+    if not callable(data):
+        raise AssayError(f"{what}: data must be a function of the tables, found {data!r}")
 
 
 def check_scale(scale: str) -> str:
@@ -77,6 +88,11 @@ class Factor:
             check_scale(scale)
         for scale in SCALES:
             self._check_values(self.at(scale), scale)
+        kinds = {type(self.at(scale)[0]).__name__ for scale in SCALES}
+        if len(kinds) > 1:
+            raise AssayError(
+                f"factor {self.name!r} has values of another type at another scale: {', '.join(sorted(kinds))}"
+            )
 
     def _check_values(self, values: object, scale: str) -> None:
         where = f"factor {self.name!r} at scale {scale!r}"
@@ -199,6 +215,10 @@ class Control:
             raise AssayError("a control needs a name that says what was broken")
         if self.data is None and self.kind is None:
             raise AssayError(f"control {self.name!r} is the claim itself: give it other data or another kind")
+        if self.kind is not None:
+            _check_kind(f"control {self.name!r}", self.kind)
+        if self.data is not None:
+            _check_data(f"control {self.name!r}", self.data)
 
 
 @dataclass(frozen=True)
@@ -210,6 +230,10 @@ class Gate:
     kind: Kind
     unit: tuple[str, ...] = ("seed",)
     cases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_kind(f"gate {self.name!r}", self.kind)
+        _check_data(f"gate {self.name!r}", self.data)
 
 
 @dataclass(frozen=True)
@@ -237,6 +261,8 @@ class Claim:
     def __post_init__(self) -> None:
         if not self.id or not self.statement or not self.source:
             raise AssayError(f"claim {self.id!r} needs an id, a statement and a source")
+        _check_kind(f"claim {self.id!r}", self.kind)
+        _check_data(f"claim {self.id!r}", self.data)
         if sum(not control.trivial for control in self.controls) < 2:
             raise AssayError(f"claim {self.id!r} needs at least two controls that must be refuted")
         _check_unique(f"claim {self.id!r}: control", [control.name for control in self.controls])
@@ -301,6 +327,8 @@ class Study:
 
     def __post_init__(self) -> None:
         _check_name("study", self.name)
+        if not isinstance(self.version, str) or not self.version:
+            raise AssayError(f"study {self.name!r}: version must be a text such as '1', found {self.version!r}")
         if not self.papers:
             raise AssayError(f"study {self.name!r} names no paper")
         if not self.trials:

@@ -6,10 +6,14 @@ study's own code is recorded and ends that pack alone; a lost worker or node is 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -30,28 +34,34 @@ from assay.store import Store
 from assay.study import Study
 
 if TYPE_CHECKING:
-    from ray.tune import ResultGrid
+    from ray import tune
 
 RETRIES = 3
 """How often a pack is tried again after its worker or node died."""
+REACHED_S = 20
+"""How long a cluster may take to answer at all."""
 TEMPORARY_AGE_S = 3600.0
+"""Age at which a writer's temporary file is certainly a killed one's."""
 
-# Read by Ray when it is imported: no per-trial log files, no banner, no change of folder in trials; Ctrl-C is ours.
+# Read by Ray when it is imported. A value that the user has set stays.
 _RAY_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_SCHEDULER_EVENTS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # no banner of Tune's
+    "RAY_SCHEDULER_EVENTS": "0",  # no messages of the autoscaler
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # nor any other process's: a dead worker is retried, or recorded as a failure
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning about packs that ask for no GPU
+    "RAY_USAGE_STATS_ENABLED": "0",  # an embedded cluster sends nothing anywhere
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # trials keep the driver's folder
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no files per trial
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # no snapshots of Tune's state: nothing reads them
 }
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What one call of `run` did: packs and cells measured now, cells that failed, seconds of wall time.
+    """What one call of `run` did: packs and cells tried now, cells of them that failed, seconds of wall time.
 
-    `trial_s` is the time spent inside trial code, summed over packs.
+    `trial_s` is the time spent inside trial code, summed over packs; `workers` the CPUs of the cluster.
     """
 
     packs: int
@@ -83,42 +93,46 @@ def run(
     """Measure every pack of a study that is not stored yet, on a Ray cluster or on an embedded local one.
 
     Returns at once, without starting Ray, when nothing is missing. AssayError for an unknown study or scale, an
-    unwritable results folder, or a cluster that cannot be reached. KeyboardInterrupt passes through; all that was
-    committed before it stays.
+    unwritable results folder, a cluster that cannot be reached, or an embedded one without the GPUs that the scale
+    asks for. KeyboardInterrupt passes through; all that was committed before it stays.
     """
     started = time.monotonic()
     study = load(reference)
     store = Store(root)
     results = Results(study, scale, store)
     if workers is not None and workers < 1:
-        raise AssayError(f"--workers must be at least 1, found {workers}")
+        raise AssayError(f"workers must be at least 1, found {workers}")
     packs = pending(results, retry_failed)
     if not packs:
         return Sweep(0, 0, 0, time.monotonic() - started)
+    _check_reachable(address)
     store.ensure_writable()
     store.sweep_temporaries(TEMPORARY_AGE_S)
     reference = str(Path(reference).resolve()) if reference.endswith(".py") else reference
     cells = sum(len(pack) for pack in packs)
     task = {"reference": reference, "root": store.root, "provenance": provenance.of_run(study)}
-    with cluster(address, workers) as cpus:
-        with Progress(f"{study.name} {scale}", cells, sum(pack.expected_s for pack in packs)) as progress:
-            receipts = _tune(study, packs, task, progress)
-        for pack in packs:  # what Tune gave up on: the worker died at every attempt
-            if pack.id not in receipts:
-                _record(store, study, pack, "WorkerDied", f"the worker died {RETRIES + 1} times", "")
-    failed = sum(len(pack) for pack in packs if receipts.get(pack.id, {"failed": True})["failed"])
+    with Progress(f"{study.name} {scale}", cells, sum(pack.expected_s for pack in packs)) as progress:
+        with cluster(address, workers, max(_gpus(study, pack) for pack in packs)) as cpus:
+            progress.begin()
+            outcomes = _tune(study, packs, task, workers, progress)
+        for pack in packs:
+            if isinstance(outcomes[pack.id], BaseException):  # what Tune gave up on
+                _record_lost(store, pack, outcomes[pack.id])
+    receipts = {pack: outcome for pack, outcome in outcomes.items() if not isinstance(outcome, BaseException)}
+    failed = sum(len(pack) for pack in packs if pack.id not in receipts or receipts[pack.id]["failed"])
     trial_s = sum(receipt["wall_s"] for receipt in receipts.values())
     return Sweep(len(packs), cells, failed, time.monotonic() - started, trial_s, cpus)
 
 
 @contextmanager
-def cluster(address: str | None, workers: int | None) -> Iterator[int]:
+def cluster(address: str | None, workers: int | None, gpus: float = 0.0) -> Iterator[int]:
     """Connect to a Ray cluster, or start an embedded one with one CPU per worker; yields its number of CPUs.
 
-    A connection that the caller has already opened is used and left open.
+    A connection that the caller has already opened is used and left open. AssayError if there is no such cluster, or
+    if the embedded one has fewer `gpus` than a pack needs: there, it would wait for ever.
     """
-    os.environ.update({key: os.environ.get(key, value) for key, value in _RAY_ENVIRONMENT.items()})
-    _check_reachable(address)
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -132,138 +146,179 @@ def cluster(address: str | None, workers: int | None) -> Iterator[int]:
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise AssayError(f"no Ray cluster at {address or 'local'!r}: {str(error).splitlines()[0]}") from error
     try:
-        yield int(ray.cluster_resources().get("CPU", 1))
+        resources = ray.cluster_resources()
+        if address is None and resources.get("GPU", 0) < gpus:
+            raise AssayError(
+                f"a pack asks for {gpus:g} GPU, this machine has none: choose another --scale or an --address"
+            )
+        yield int(resources.get("CPU", 1))
     finally:
         if ours:
             ray.shutdown()
 
 
 def _check_reachable(address: str | None) -> None:
-    """Fail within seconds on a wrong address: Ray itself tries for half a minute and prints pages."""
-    if address in (None, "auto", "local"):
+    """Fail within seconds on a wrong address: Ray itself tries for minutes, prints pages and may end the process."""
+    if address in (None, "local"):
         return
-    host, _, port = str(address).removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise AssayError(f"cluster address {address!r} is not 'auto', HOST:PORT or ray://HOST:PORT")
+    if address != "auto" and not re.fullmatch(r"[\w.:-]+:\d{1,5}", str(address)):
+        raise AssayError(f"cluster address {address!r} is neither 'auto' nor HOST:PORT")
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", str(address)]
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
+        if address != "auto":
+            host, _, port = str(address).rpartition(":")
+            socket.create_connection((host, int(port)), timeout=REACHED_S).close()
+        subprocess.run(command, capture_output=True, text=True, timeout=REACHED_S, check=True)
+    except subprocess.TimeoutExpired:
+        raise AssayError(f"cluster address {address!r}: no Ray cluster answers there within {REACHED_S} s") from None
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip().splitlines()[-1:] or [f"exit status {error.returncode}"]
+        raise AssayError(f"cluster address {address!r}: {reason[0]}") from error
+    except (OSError, OverflowError) as error:
         raise AssayError(f"cluster address {address!r} cannot be reached: {error}") from error
 
 
-def _tune(study: Study, packs: Sequence[Pack], task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Run the packs as Tune trials; returns pack id → receipt of those that came to an end."""
+def _gpus(study: Study, pack: Pack) -> float:
+    return study.trial(pack.trial).gpus.get(pack.scale, 0.0)
+
+
+def _tune(
+    study: Study, packs: Sequence[Pack], task: Mapping[str, Any], workers: int | None, progress: Progress
+) -> dict[str, Any]:
+    """Run the packs as Tune trials; returns pack id → the receipt it reported, or the error it was given up for."""
     from ray import tune
 
-    class Watch(tune.Callback):  # type: ignore[misc]
-        """Counts a pack when its receipt arrives."""
-
-        def __init__(self, progress: Progress | None = None) -> None:
-            self.packs = {pack.id: pack for pack in packs} if progress else {}
-            self.progress = progress
-            self.receipts: dict[str, Any] = {}
-
-        def __reduce__(self) -> tuple[type, tuple]:  # Tune pickles its callbacks; a bar cannot be pickled
-            return tune.Callback, ()
-
-        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-            self.count(result)
-
-        def count(self, receipt: Mapping[str, Any]) -> None:
-            if receipt.get("pack") in self.packs and receipt["pack"] not in self.receipts:
-                pack = self.packs[receipt["pack"]]
-                self.receipts[pack.id] = {key: receipt[key] for key in ("failed", "wall_s")}
-                if self.progress:
-                    self.progress.advance(len(pack), pack.expected_s, receipt["failed"])
-
-    watch = Watch(progress)
-
-    def entry(pack: Pack) -> dict[str, Any]:
-        return {"pack": pack.config(), "gpus": study.trial(pack.trial).gpus.get(pack.scale, 0.0)}
+    def job(pack: Pack) -> dict[str, Any]:  # as text: Tune copies, flattens and pickles what a trial is given
+        return {"id": pack.id, "pack": json.dumps(pack.config()), "gpus": _gpus(study, pack)}
 
     scratch = tempfile.mkdtemp(prefix="assay-")
     try:
-        grid: ResultGrid = tune.Tuner(
+        grid = tune.Tuner(
             tune.with_resources(measure, _resources),
-            param_space={"task": dict(task), "job": tune.grid_search([entry(pack) for pack in packs])},
-            tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
+            param_space={"task": dict(task), "job": tune.grid_search([job(pack) for pack in packs])},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                max_concurrent_trials=workers,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
             run_config=tune.RunConfig(
                 name="sweep",
-                storage_path=scratch,
+                storage_path=scratch,  # only the driver writes there
                 verbose=0,
-                callbacks=[watch],
+                callbacks=[_watch(packs, progress)],
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
             ),
         ).fit()
-        for result in grid:
-            watch.count(result.metrics or {})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return watch.receipts
+    outcomes = {}
+    for index in range(len(grid)):
+        result = grid[index]
+        assert result.config is not None, "Tune keeps the config of every trial, failed or not"
+        outcomes[result.config["job"]["id"]] = result.error or result.metrics
+    return outcomes
 
 
-def _resources(config: Mapping[str, Any]) -> dict[str, float]:
+def _watch(packs: Sequence[Pack], progress: Progress) -> tune.Callback:
+    """Callback that counts a pack when its receipt arrives, or when Tune gives it up."""
+    from ray import tune
+
+    waiting = {pack.id: pack for pack in packs}
+
+    class Watch(tune.Callback):
+        def __reduce__(self) -> tuple[type, tuple]:  # Tune keeps a pickled copy, and a bar cannot be pickled
+            return tune.Callback, ()
+
+        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+            self.count(trial, result["failed"])
+
+        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            self.count(trial, failed=True)
+
+        def count(self, trial: Any, failed: bool) -> None:
+            pack = waiting.pop(trial.config["job"]["id"], None)
+            if pack:  # a pack whose worker died after it had reported runs, and reports, twice
+                progress.advance(len(pack), pack.expected_s, failed)
+
+    return Watch()
+
+
+def _resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """One CPU per pack, and the share of a GPU its trial asks for."""
-    return {"cpu": 1, "gpu": config["job"]["gpus"]} if config["job"]["gpus"] else {"cpu": 1}
+    from ray import tune
+
+    return tune.PlacementGroupFactory([{"CPU": 1.0, "GPU": config["job"]["gpus"]}])
 
 
 def measure(config: Mapping[str, Any]) -> None:
     """One Tune trial: measure a pack, commit it, report its receipt."""
-    import torch
     from ray import tune
 
-    torch.set_num_threads(1)  # one worker per core; Ray sets OMP_NUM_THREADS, which torch does not always follow
     task, job = config["task"], config["job"]
-    study = load(task["reference"])
-    pack = Pack.from_config(job["pack"])
-    if job["gpus"] and torch.cuda.is_available():
+    pack, store = Pack.from_config(json.loads(job["pack"])), Store(task["root"])
+    if job["gpus"]:
         pack = replace(pack, device="cuda")
-    failed, wall_s = run_and_commit(study, pack, Store(task["root"]), task["provenance"])
-    tune.report({"pack": pack.id, "failed": failed, "wall_s": wall_s})
+    try:
+        study = load(task["reference"])
+    except AssayError as error:  # the same on every try: this node's code is not the driver's
+        _record(store, pack, error)
+        tune.report({"failed": True, "wall_s": 0.0})
+        return
+    if "torch" in sys.modules:  # one worker per core; Ray sets OMP_NUM_THREADS, which torch does not always follow
+        sys.modules["torch"].set_num_threads(1)
+    failed, wall_s = run_and_commit(study, pack, store, task["provenance"])
+    tune.report({"failed": failed, "wall_s": wall_s})
 
 
 def run_and_commit(study: Study, pack: Pack, store: Store, origin: Mapping[str, Any]) -> tuple[bool, float]:
     """Measure a pack in this process and commit its parts, or the failure; returns (failed, seconds of trial code).
 
-    An exception of the study's code is recorded with its traceback. One of the store is raised: it is the
-    infrastructure's, and worth another try.
+    An exception of the study's code, and rows that do not fit its tables, are recorded with the traceback. An error of
+    the file system is raised: it is the infrastructure's, and worth another try.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         frames = study.run_pack(pack)
-    except Exception as error:
-        _record(store, study, pack, type(error).__name__, str(error), traceback.format_exc())
+    except (Exception, SystemExit) as error:
+        _record(store, pack, error)
         return True, time.perf_counter() - wall
-    wall_s = time.perf_counter() - wall
+    wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     trial = study.trial(pack.trial)
-    seeds = sorted({str(value) for cell in pack.cells for key, value in cell.factors.items() if "seed" in key})
-    store.commit(
-        study.name,
-        pack.scale,
-        pack.id,
-        {table.name: (schema(trial, table), frames[table.name]) for table in trial.tables},
-        version=study.version,
-        trial=pack.trial,
-        cells=[cell.id for cell in pack.cells],
-        provenance={
-            **origin,
-            "device": provenance.device_name(pack.device),
-            "seeds": seeds,
-            "wall_s": wall_s,
-            "cpu_s": time.process_time() - cpu,
-        },
-    )
+    seeds = {str(value) for cell in pack.cells for key, value in cell.factors.items() if "seed" in key}
+    device = provenance.device_name(pack.device)
+    try:
+        store.commit(
+            study.name,
+            pack.scale,
+            pack.id,
+            {table.name: (schema(trial, table), frames[table.name]) for table in trial.tables},
+            version=study.version,
+            trial=pack.trial,
+            cells=[cell.id for cell in pack.cells],
+            provenance={**origin, "device": device, "seeds": sorted(seeds), "wall_s": wall_s, "cpu_s": cpu_s},
+        )
+    except AssayError as error:
+        _record(store, pack, error)
+        return True, wall_s
     store.clear_failure(study.name, pack.scale, pack.id)
     return False, wall_s
 
 
-def _record(store: Store, study: Study, pack: Pack, error: str, message: str, trace: str) -> None:
-    store.record_failure(
-        study.name,
-        pack.scale,
-        pack.id,
-        [(cell.id, dict(cell.factors)) for cell in pack.cells],
-        error=error,
-        message=message,
-        traceback=trace,
-    )
+def _record(store: Store, pack: Pack, error: BaseException) -> None:
+    """Store that a pack failed in its own code."""
+    _record_failure(store, pack, type(error).__name__, str(error), "".join(traceback.format_exception(error)))
+
+
+def _record_lost(store: Store, pack: Pack, error: BaseException) -> None:
+    """Store that a pack was given up: its worker died, or its rows could not be stored, at every try."""
+    from ray.exceptions import RayActorError
+
+    cause = getattr(error, "cause", None) or error
+    name = "WorkerDied" if isinstance(cause, RayActorError) else type(cause).__name__
+    what = "its worker process died" if isinstance(cause, RayActorError) else str(cause)
+    _record_failure(store, pack, name, f"{what} (tried {RETRIES + 1} times)", str(error))
+
+
+def _record_failure(store: Store, pack: Pack, error: str, message: str, trace: str) -> None:
+    cells = [(cell.id, dict(cell.factors)) for cell in pack.cells]
+    store.record_failure(pack.study, pack.scale, pack.id, cells, error=error, message=message, traceback=trace)

@@ -41,7 +41,10 @@ study = Study(
             "de Moivre 1733",
             Slope(-0.5),
             errors,
-            (Control("no gain from more draws", kind=Slope(0.0)), Control("the gain of quasi-Monte Carlo", kind=Slope(-1.0))),
+            (
+                Control("no gain from more draws", kind=Slope(0.0)),
+                Control("the gain of quasi-Monte Carlo", kind=Slope(-1.0)),
+            ),
         ),
     ),
     figures=(Figure("error", "Error against sample size", "One point per seed.", chart, ("MEAN-1",)),),
