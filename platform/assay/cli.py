@@ -132,6 +132,8 @@ def run(
         again = shlex.join(["assay", *sys.argv[1:]])
         typer.echo(f"interrupted; what was measured is stored. Go on with: {again}", err=True)
         raise typer.Exit(130) from None
+    for problem in done.set_aside:
+        typer.echo(f"set aside: {problem}", err=True)
     opened = open_results(study, scale, results)
     verdicts = opened.verdicts()
     console.verdicts(opened, verdicts)

@@ -6,6 +6,7 @@ study's own code is recorded and ends that pack alone; a lost worker or node is 
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +63,8 @@ _RAY_ENVIRONMENT = {
 class Sweep:
     """What one call of `run` did: packs and cells tried now, cells of them that failed, seconds of wall time.
 
-    `trial_s` is the time spent inside trial code, summed over packs; `workers` the CPUs of the cluster.
+    `trial_s` is the time spent inside trial code, summed over packs; `workers` the CPUs of the cluster. `set_aside`
+    names files that were no readable parts and were moved out of the way.
     """
 
     packs: int
@@ -70,6 +73,7 @@ class Sweep:
     wall_s: float
     trial_s: float = 0.0
     workers: int = 0
+    set_aside: tuple[str, ...] = ()
 
 
 def pending(results: Results, retry_failed: bool = False) -> list[Pack]:
@@ -102,9 +106,10 @@ def run(
     results = Results(study, scale, store)
     if workers is not None and workers < 1:
         raise AssayError(f"workers must be at least 1, found {workers}")
+    aside = tuple(str(problem) for problem in store.set_aside(study.name, scale))
     packs = pending(results, retry_failed)
     if not packs:
-        return Sweep(0, 0, 0, time.monotonic() - started)
+        return Sweep(0, 0, 0, time.monotonic() - started, set_aside=aside)
     _check_reachable(address)
     store.ensure_writable()
     store.sweep_temporaries(TEMPORARY_AGE_S)
@@ -121,7 +126,7 @@ def run(
     receipts = {pack: outcome for pack, outcome in outcomes.items() if not isinstance(outcome, BaseException)}
     failed = sum(len(pack) for pack in packs if pack.id not in receipts or receipts[pack.id]["failed"])
     trial_s = sum(receipt["wall_s"] for receipt in receipts.values())
-    return Sweep(len(packs), cells, failed, time.monotonic() - started, trial_s, cpus)
+    return Sweep(len(packs), cells, failed, time.monotonic() - started, trial_s, cpus, aside)
 
 
 @contextmanager
@@ -136,6 +141,8 @@ def cluster(address: str | None, workers: int | None, gpus: float = 0.0) -> Iter
     import ray
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # A second of imports, for which there is time while the cluster starts.
+    threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True).start()
     ours = not ray.is_initialized()
     if ours:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -144,7 +151,8 @@ def cluster(address: str | None, workers: int | None, gpus: float = 0.0) -> Iter
         try:
             ray.init(address=address or "local", **options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            raise AssayError(f"no Ray cluster at {address or 'local'!r}: {str(error).splitlines()[0]}") from error
+            what = f"no Ray cluster at {address!r}" if address else "Ray cannot be started here"
+            raise AssayError(f"{what}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     try:
         resources = ray.cluster_resources()
         if address is None and resources.get("GPU", 0) < gpus:

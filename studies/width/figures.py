@@ -252,10 +252,10 @@ def transfer(tables: Tables) -> alt.TopLevelMixin:
         color="size",
         facet="panel",
         x_title="learning rate η",
-        y_title="training loss (nats, or squared error)",
+        y_title="training loss",
         color_title="width",
         title="Which learning rate trains best, at each width",
-        subtitle="Two hidden layers, φ = relu, digits, 100 steps. Left out: rates at which a seed diverged, or at which the "
+        subtitle="Two hidden layers, φ = relu, digits, 100 steps; nats, or half the squared error. Left out: rates at which a seed diverged, or at which the "
         f"interval spans more than a factor of {SPREAD}.",
         shared_y=False,
         width=230,

@@ -255,7 +255,7 @@ stability = Trial(
     ),
     (Table("stability", {"max_eta": float}),),
     measure_stability,
-    cost=lambda cell: 0.02 + 6.0e-8 * (BISECTIONS + 2) * STABILITY_STEPS * cell["width"] ** 2 * 0.2,
+    cost=lambda cell: 0.01 + 8.2e-7 * cell["width"] ** 2,
     memory=lambda cell: 4.0 * 6 * cell["width"] * (INPUTS + cell["width"]),
     gpus={"cluster": 0.25},
 )
@@ -353,7 +353,7 @@ transfer = Trial(
     ),
     (Table("transfer", {"loss": float, "accuracy": float}),),
     measure_transfer,
-    cost=lambda cell: 0.01 + 1.6e-8 * TRANSFER_STEPS * cell["width"] * (cell["width"] + INPUTS),
+    cost=lambda cell: 0.004 + 3.7e-7 * cell["width"] ** 2,
     memory=lambda cell: 4.0 * 4 * cell["width"] * (INPUTS + cell["width"]),
     gpus={"cluster": 0.25},
 )
@@ -408,7 +408,7 @@ kernel = Trial(
     ),
     (Table("kernel", {"quantity": str, "value": float}),),
     measure_kernel,
-    cost=lambda cell: 0.1 + 3e-7 * cell["width"] ** 2,
+    cost=lambda cell: 0.015 + 2.1e-7 * cell["width"] ** 2,
     memory=lambda cell: 8.0 * 4 * cell["width"] * (INPUTS + cell["width"]),
 )
 
