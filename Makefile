@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint types bench report gallery clean
+.PHONY: help demo test lint bench report gallery clean
 .DEFAULT_GOAL := help
 
 help:

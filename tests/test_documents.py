@@ -15,7 +15,7 @@ def test_the_study_in_the_readme_is_the_one_that_is_tested():
     study = (ROOT / "tests" / "platform" / "mean_study.py").read_text(encoding="utf-8")
     assert study.strip() in README
     body = study.split('"""')[-1]
-    assert len([line for line in body.splitlines() if line.strip()]) <= 55
+    assert len([line for line in body.splitlines() if line.strip()]) <= 45
 
 
 def test_every_command_of_the_readme_exists_with_its_options():

@@ -56,6 +56,14 @@ def digits(split: str = "all", *, test_fraction: float = 0.2, seed: int = 0) -> 
     return Dataset(x=x[chosen], y=np.eye(10)[labels[chosen]], labels=labels[chosen])
 
 
+def vectors(held: Images) -> Dataset:
+    """Return images as vectors (N, 3072), centred and divided by one number so that the mean of |x|² is 1."""
+    x = held.images.reshape(len(held.images), -1) / 255.0
+    x -= x.mean(axis=0)
+    x /= np.sqrt(np.mean(np.sum(x**2, axis=1)))
+    return Dataset(x=x, y=np.eye(10)[held.labels], labels=held.labels)
+
+
 def _digits_table() -> NDArray[np.float64]:
     """64 pixels and a label per row, from the file that scikit-learn ships.
 

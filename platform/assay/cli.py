@@ -252,6 +252,9 @@ def show(
             for control in verdict.controls
         ]
     )  # fmt: skip
+    if verdict.gates:
+        console.rows([{"assumption": gate.name, "is": gate.assessment.outcome, "because": gate.assessment.reason}
+                      for gate in verdict.gates])  # fmt: skip
 
 
 @app.command()

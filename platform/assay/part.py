@@ -56,6 +56,7 @@ class Problem:
 
     path: str
     reason: str
+    truncated: bool = False
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -98,7 +99,7 @@ def decode(filesystem: pafs.FileSystem, path: str) -> Part | Problem:
     try:  # from memory: whatever fails now is the file's fault, not the network's
         footer = pq.read_metadata(pa.BufferReader(tail[-length:]))
     except (pa.ArrowException, OSError):
-        return Problem(path, f"truncated, or not a Parquet file ({size} bytes)")
+        return Problem(path, f"truncated, or not a Parquet file ({size} bytes)", truncated=True)
     try:
         fields = json.loads((footer.metadata or {})[KEY])
         stamp = Stamp(**fields | {"cells": tuple(fields["cells"]), "tables": tuple(fields["tables"])})

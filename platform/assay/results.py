@@ -35,7 +35,7 @@ class Tables(Mapping[str, "pd.DataFrame"]):
         self._asked.add(name)
         if name not in self._frames:
             self._frames[name] = self._load(name)
-        return self._frames[name].copy()
+        return self._frames[name].copy(deep=False)  # pandas copies what is then written to
 
     def __iter__(self) -> Iterator[str]:
         return (table.name for table in self.study.tables)

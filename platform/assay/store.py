@@ -198,8 +198,11 @@ class Store:
         return [bad for table in self.tables(study, scale) for bad in self.parts(study, scale, table)[1]]
 
     def set_aside(self, study: str, scale: str) -> list[Problem]:
-        """Hide the truncated and foreign files of a study (`.<name>.bad`), so that its tables read again."""
-        problems = self.problems(study, scale)
+        """Hide the truncated files of a study (`.<name>.bad`), so that its tables read again.
+
+        Foreign files stay where they are: they may be whole, and someone's.
+        """
+        problems = [problem for problem in self.problems(study, scale) if problem.truncated]
         for problem in problems:
             folder, name = problem.path.rsplit("/", 1)
             with contextlib.suppress(FileNotFoundError):

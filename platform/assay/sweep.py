@@ -6,7 +6,6 @@ study's own code is recorded and ends that pack alone; a lost worker or node is 
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -16,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,12 +104,13 @@ def run(
     results = Results(study, scale, store)
     if workers is not None and workers < 1:
         raise AssayError(f"workers must be at least 1, found {workers}")
-    aside = tuple(str(problem) for problem in store.set_aside(study.name, scale))
     packs = pending(results, retry_failed)
+    if packs:  # all that can be wrong is found out before anything stored is touched
+        _check_reachable(address)
+        store.ensure_writable()
+    aside = tuple(str(problem) for problem in store.set_aside(study.name, scale))
     if not packs:
         return Sweep(0, 0, 0, time.monotonic() - started, set_aside=aside)
-    _check_reachable(address)
-    store.ensure_writable()
     store.sweep_temporaries(TEMPORARY_AGE_S)
     reference = str(Path(reference).resolve()) if reference.endswith(".py") else reference
     cells = sum(len(pack) for pack in packs)
@@ -141,8 +140,6 @@ def cluster(address: str | None, workers: int | None, gpus: float = 0.0) -> Iter
     import ray
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # A second of imports, for which there is time while the cluster starts.
-    threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True).start()
     ours = not ray.is_initialized()
     if ours:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -167,7 +164,7 @@ def cluster(address: str | None, workers: int | None, gpus: float = 0.0) -> Iter
 
 def _check_reachable(address: str | None) -> None:
     """Fail within seconds on a wrong address: Ray itself tries for minutes, prints pages and may end the process."""
-    if address in (None, "local"):
+    if address is None:
         return
     if address != "auto" and not re.fullmatch(r"[\w.:-]+:\d{1,5}", str(address)):
         raise AssayError(f"cluster address {address!r} is neither 'auto' nor HOST:PORT")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from assay import Figure
-from studies.width.claims import LINE, kernel_names, optima, sizes, slopes
+from studies.width.frames import LINE, kernel_names, optima, sizes, slopes
 from studies.width.parametrizations import INTERPOLATION, PLANE, label, predicted
 from studies.width.trials import RATE_NETWORKS
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from assay import Factor, Pack, Table, Trial
+from studies.width.inputs import DATA, INPUTS, OUTPUTS, PROBES, batches_per_member, dataset
 from studies.width.parametrizations import NAMED, PLANE, spec_of
 from theory.abc.spec import HIDDEN_QUANTITIES, QUANTITIES, AbcSpec
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
 
 STEPS = (1, 2, 4)
 """Steps after which sizes are recorded: the laws are for a number of steps that does not grow with the width."""
-PROBES = 24
-OUTPUTS = 10
-INPUTS = 64
 PLANE_WIDTH = 1024
 LINEAR_NETWORK = "linear, W1 only"
 
@@ -67,7 +64,8 @@ def _scaling_seconds(cell: Mapping[str, Any]) -> float:
 
 def _scaling_bytes(cell: Mapping[str, Any]) -> float:
     n, depth = cell["width"], cell["depth"]
-    return 8.0 * (4 * (INPUTS * n + n * n * (depth - 1)) + 4 * PROBES * OUTPUTS * n * depth)
+    d = INPUTS[cell["data"]]
+    return 8.0 * (4 * (d * n + n * n * (depth - 1)) + 4 * PROBES * OUTPUTS * n * depth + 64 * d)
 
 
 def measure_scaling(pack: Pack) -> pd.DataFrame:
@@ -81,7 +79,7 @@ def measure_scaling(pack: Pack) -> pd.DataFrame:
     from theory.abc.coordinates import coordinate_check
 
     depth, n, network = pack["depth"], pack["width"], pack["network"]
-    x, y, probes = digits_per_member(pack.column("seed"), batch=16, steps=max(STEPS), targets="centred")
+    x, y, probes = batches_per_member(pack["data"], pack.column("seed"), batch=16, steps=max(STEPS), targets="centred")
     measured = coordinate_check(
         [spec_of(name, depth) for name in pack.column("parametrization")],
         pack.column("seed"),
@@ -104,34 +102,12 @@ def measure_scaling(pack: Pack) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def digits_per_member(
-    seeds: Sequence[int], batch: int, steps: int, targets: str = "one-hot"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Batches and probes of each member's seed: x [K, T, B, 64], y [K, T, B, 10], probes [K, P, 64].
-
-    A seed sees the same batches and probes at every width and under every parametrization, so that comparisons are
-    paired. Probes are drawn apart from the batches. `targets="centred"` subtracts 1/10.
-    """
-    import torch
-
-    from theory.datasets import digits
-    from theory.ensemble import batch_indices, stream
-
-    data = digits()
-    inputs, labels = torch.from_numpy(data.x), torch.from_numpy(data.y)
-    if targets == "centred":
-        labels = labels - 1.0 / OUTPUTS
-    order = {seed: batch_indices(len(inputs), batch, steps, seed) for seed in set(seeds)}
-    probe = {seed: torch.randperm(len(inputs), generator=stream("probes", seed))[:PROBES] for seed in set(seeds)}
-    rows = torch.stack([order[seed] for seed in seeds])
-    return inputs[rows], labels[rows], inputs[torch.stack([probe[seed] for seed in seeds])]
-
-
 scaling = Trial(
     "scaling",
     (
+        DATA,
         Factor("network", ("tanh", LINEAR_NETWORK)),
-        Factor("depth", (1, 2)),
+        Factor("depth", {"smoke": (1, 2), "laptop": (1, 2), "cluster": (1, 2, 3)}),
         Factor(
             "width", {"smoke": geometric(64, 512), "laptop": geometric(128, 2048), "cluster": geometric(128, 16384)}
         ),
@@ -189,7 +165,7 @@ def measure_symmetry(pack: Pack) -> pd.DataFrame:
         related_pair(variant, base, depth, member)
         for variant, base, member in zip(pack.column("variant"), pack.column("base"), seed, strict=True)
     ]
-    x, y, probes = digits_per_member(seed, batch=16, steps=5)
+    x, y, probes = batches_per_member("digits", seed, batch=16, steps=5)
     specs = [spec for pair in zip(*pairs, strict=True) for spec in pair]
     twice = [tensor.repeat(2, *[1] * (tensor.dim() - 1)) for tensor in (x, y, probes)]
     f = trajectory(specs, seed * 2, pack["width"], "tanh", "mse", 0.5, *twice, device=pack.device)
@@ -211,7 +187,7 @@ symmetry = Trial(
     measure_symmetry,
     where=_related,
     cost=lambda cell: 2e-3 + 4e-8 * cell["width"] ** 2,
-    memory=lambda cell: 64.0 * cell["width"] * (INPUTS + cell["width"] * cell["depth"]),
+    memory=lambda cell: 64.0 * cell["width"] * (64 + cell["width"] * cell["depth"]),
 )
 
 
@@ -228,7 +204,7 @@ def measure_stability(pack: Pack) -> pd.DataFrame:
     from theory.abc.dynamics import max_stable_learning_rate
 
     seed = pack.column("seed")
-    x, y, _ = digits_per_member(seed, batch=64, steps=STABILITY_STEPS)
+    x, y, _ = batches_per_member(pack["data"], seed, batch=64, steps=STABILITY_STEPS)
     found = max_stable_learning_rate(
         [spec_of(name, 2) for name in pack.column("parametrization")],
         seed,
@@ -249,6 +225,7 @@ def measure_stability(pack: Pack) -> pd.DataFrame:
 stability = Trial(
     "stability",
     (
+        DATA,
         Factor("width", {"smoke": geometric(64, 256), "laptop": geometric(128, 2048), "cluster": geometric(128, 8192)}),
         Factor("parametrization", RATE_NETWORKS, packed=True),
         seeds(8, 8, 20),
@@ -256,7 +233,7 @@ stability = Trial(
     (Table("stability", {"max_eta": float}),),
     measure_stability,
     cost=lambda cell: 0.01 + 8.2e-7 * cell["width"] ** 2,
-    memory=lambda cell: 4.0 * 6 * cell["width"] * (INPUTS + cell["width"]),
+    memory=lambda cell: 4.0 * 6 * cell["width"] * (INPUTS[cell["data"]] + cell["width"]),
     gpus={"cluster": 0.25},
 )
 
@@ -268,34 +245,24 @@ def measure_kernel_stability(pack: Pack) -> pd.DataFrame:
     """
     import numpy as np
 
-    from theory.abc.kernels import kernel_gradient_descent, nngp_ntk
+    from theory.abc.kernels import kernel_stable_learning_rate, nngp_ntk
 
     rates = []
     rows = np.arange(STABILITY_STEPS * 64).reshape(STABILITY_STEPS, 64)
     for seed in pack.column("seed"):
-        x, y, _ = digits_per_member([seed], batch=64, steps=STABILITY_STEPS)
+        x, y, _ = batches_per_member(pack["data"], [seed], batch=64, steps=STABILITY_STEPS)
         inputs, targets = x[0].flatten(0, 1).numpy(), y[0].flatten(0, 1).numpy()
         nngp, ntk = nngp_ntk(inputs, inputs, 2, "relu")
         size, directions = np.linalg.eigh(nngp)
         draw = np.random.default_rng(seed).standard_normal((len(inputs), OUTPUTS))
         f_0 = directions * np.sqrt(np.maximum(size, 0.0)) @ draw
-        low, high = -14.0, 10.0
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            f = kernel_gradient_descent(ntk, f_0, targets, rows, 2.0**middle, "mse")
-            seen = np.stack([*(f[t, batch] for t, batch in enumerate(rows)), f[-1, rows[-1]]])
-            wanted = targets[np.concatenate([rows, rows[-1:]])]
-            losses = 0.5 * ((seen - wanted) ** 2).sum(2).mean(1)
-            constant = 0.5 * (wanted**2).sum(2).mean()
-            stable = losses.max() < 3 * max(losses[0], constant)
-            low, high = (middle, high) if stable else (low, middle)
-        rates.append(2.0 ** ((low + high) / 2))
+        rates.append(kernel_stable_learning_rate(ntk, f_0, targets, rows, bisections=BISECTIONS))
     return pack.frame(max_eta=rates)
 
 
 kernel_stability = Trial(
     "kernel_stability",
-    (Factor("parametrization", ("ntp",)), seeds(8, 8, 20)),
+    (DATA, Factor("parametrization", ("ntp",)), seeds(8, 8, 20)),
     (Table("kernel_stability", {"max_eta": float}),),
     measure_kernel_stability,
     cost=lambda cell: 0.5,
@@ -308,13 +275,10 @@ TRANSFER_STEPS = 100
 def measure_transfer(pack: Pack) -> pd.DataFrame:
     """Train at each learning rate of a grid and record the loss on the whole training set."""
     import numpy as np
-    import torch
 
     from theory.abc.dynamics import training_loss
-    from theory.datasets import digits
 
-    data = digits()
-    x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
+    x, y = dataset(pack["data"])
     seed = pack.column("seed")
     found = training_loss(
         [spec_of(name, 2) for name in pack.column("parametrization")],
@@ -337,6 +301,7 @@ def measure_transfer(pack: Pack) -> pd.DataFrame:
 transfer = Trial(
     "transfer",
     (
+        DATA,
         Factor("loss_function", ("mse", "xent")),
         Factor("width", {"smoke": geometric(64, 256), "laptop": geometric(128, 1024), "cluster": geometric(128, 8192)}),
         Factor("parametrization", RATE_NETWORKS, packed=True),
@@ -354,7 +319,7 @@ transfer = Trial(
     (Table("transfer", {"loss": float, "accuracy": float}),),
     measure_transfer,
     cost=lambda cell: 0.004 + 3.7e-7 * cell["width"] ** 2,
-    memory=lambda cell: 4.0 * 4 * cell["width"] * (INPUTS + cell["width"]),
+    memory=lambda cell: 4.0 * 4 * cell["width"] * (INPUTS[cell["data"]] + cell["width"]),
     gpus={"cluster": 0.25},
 )
 
@@ -368,8 +333,7 @@ KERNEL_ETA = 4.0
 def measure_kernel(pack: Pack) -> pd.DataFrame:
     """Train relu networks on the squared loss and compare them with kernel gradient descent from their own f_0.
 
-    "ntk" and "nngp" are relative distances ‖f_T − f_T^kernel‖ / ‖f_T − f_0‖ on the probes for the two kernels;
-    "ntk_at_init" is the relative Frobenius distance of the finite network's NTK from its limit.
+    "ntk" and "nngp" are relative distances ‖f_T − f_T^kernel‖ / ‖f_T − f_0‖ on the probes for the two kernels.
     """
     import numpy as np
     import pandas as pd
@@ -379,7 +343,7 @@ def measure_kernel(pack: Pack) -> pd.DataFrame:
     from theory.abc.kernels import kernel_gradient_descent, nngp_ntk
 
     seed, n = pack.column("seed"), pack["width"]
-    x, y, probes = digits_per_member(seed, batch=16, steps=KERNEL_STEPS)
+    x, y, probes = batches_per_member("digits", seed, batch=16, steps=KERNEL_STEPS)
     points = torch.cat([probes, x.flatten(1, 2)], dim=1)  # [K, P + T B, d]: the recursion needs f on every batch too
     f = trajectory(
         [spec_of(name, 2) for name in pack.column("parametrization")],
@@ -409,7 +373,7 @@ kernel = Trial(
     (Table("kernel", {"quantity": str, "value": float}),),
     measure_kernel,
     cost=lambda cell: 0.015 + 2.1e-7 * cell["width"] ** 2,
-    memory=lambda cell: 8.0 * 4 * cell["width"] * (INPUTS + cell["width"]),
+    memory=lambda cell: 8.0 * 4 * cell["width"] * (64 + cell["width"]),
 )
 
 TRIALS = (scaling, symmetry, stability, kernel_stability, transfer, kernel)

@@ -112,6 +112,16 @@ def test_every_page_draws_every_chart_with_the_network_off(site: Path, tmp_path:
     assert seen.marks["chart-scaling"] >= 4 * 2 * 2, "points and intervals of four widths and two arms"
 
 
+GALLERY = sorted((Path(__file__).parents[2] / "reports").glob("*.html"))
+
+
+@browser
+@pytest.mark.browser
+@pytest.mark.parametrize("page", GALLERY, ids=lambda page: page.stem)
+def test_the_committed_pages_draw_every_chart(page: Path, tmp_path: Path) -> None:
+    assert visit(page, tmp_path)[1] == []
+
+
 @browser
 @pytest.mark.browser
 def test_the_browser_test_sees_what_is_broken(site: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -16,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from assay import AssayError, registry, sweep
-from assay.cli import main
 from assay.plan import plan
 from assay.results import Results
 from assay.store import Store
@@ -132,19 +130,6 @@ def start(path: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def tell_here(path: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run `assay run` in this process, on its cluster."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.chdir(path.parent)
-        patch.setattr(sys, "argv", ["assay", "run", path.name, "--out", "site", *arguments])
-        try:
-            main()
-        except SystemExit as exit_:
-            return int(exit_.code or 0), out.getvalue(), err.getvalue()
-    raise AssertionError("the command always exits")
-
-
 @pytest.mark.usefixtures("ray_here")
 def test_a_sweep_measures_what_packs_in_this_process_do(path: Path) -> None:
     done = run_here(path)
@@ -170,7 +155,7 @@ def test_one_worker_takes_one_pack_at_a_time(path: Path) -> None:
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
-def test_failures_are_recorded_once_and_stop_nothing_else(path: Path, ray_here: str) -> None:
+def test_failures_are_recorded_once_and_stop_nothing_else(path: Path, ray_here: str, tell: Callable[..., Any]) -> None:
     misbehave(path, n1="raise", n2="exit", n3="wrong rows", n4="die", n5="die once")
     driver = start(path, "--address", ray_here)
     out, err = driver.communicate(timeout=120)
@@ -201,7 +186,8 @@ def test_failures_are_recorded_once_and_stop_nothing_else(path: Path, ray_here: 
 
     # a plain second run does not try them again, and still says so
     before = executed(path)
-    status, _, said = tell_here(path)
+    again = ["run", path, "--results", path.with_name("results"), "--out", path.with_name("site")]
+    status, _, said = tell(*again)
     assert status == 1
     assert executed(path) == before
     assert said.startswith("nothing to measure")
@@ -209,12 +195,12 @@ def test_failures_are_recorded_once_and_stop_nothing_else(path: Path, ray_here: 
 
     # told to, it tries them and nothing else; what succeeds then is forgotten as a failure
     misbehave(path, n2="raise")
-    status, _, said = tell_here(path, "--retry-failed")
+    status, _, said = tell(*again, "--retry-failed")
     assert status == 1
     assert "3 of 24 cells failed" in said
     assert executed(path) - before == {1: 1, 2: 1, 3: 1, 4: 1}
     misbehave(path)
-    status, _, said = tell_here(path, "--retry-failed")
+    status, _, said = tell(*again, "--retry-failed")
     assert status == 0
     assert "failed, the first" not in said
     assert_measured(path)

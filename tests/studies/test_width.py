@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from assay import verdict
+from assay import AssayError, verdict
 from assay.plan import cells, plan
 from assay.results import Progress, Tables, judge_claim
 from studies.width import study
-from studies.width.claims import AGREES, side, slopes
+from studies.width.claims import AGREES
+from studies.width.frames import effect, fastest, side, slopes
 from studies.width.parametrizations import CONTROLS, FAST_SP, HIDDENS, NAMED, PLANE, READOUTS, label, predicted, spec_of
 from studies.width.trials import LINEAR_NETWORK, VARIANTS, related_pair
 from theory.abc.spec import QUANTITIES
@@ -117,7 +118,7 @@ def planted_sizes(dice, noise, network, depth, name):
                 except ValueError:  # unstable: it grows
                     exponent = 0.4
                 if network == LINEAR_NETWORK:  # both at once: features move and the linearisation is exact
-                    exponent = {"feature_kernel": 0.0, "kernel_residual": -1.0}.get(quantity, exponent)
+                    exponent = {"feature_kernel": 0.0, "kernel_residual": -4.0}.get(quantity, exponent)
                 for n in WIDTHS:
                     value = 0.5 * float(n) ** exponent
                     for seed in SEEDS:
@@ -136,6 +137,43 @@ def test_claims_hold_where_the_theorems_do_and_their_controls_fail(claim, tables
     found = judge_claim(claim, tables, COMPLETE)
     assert found.outcome == ("void" if claim.expect == "void" else "supported"), found.reason
     assert [control.assessment.outcome for control in found.controls] == ["refuted"] * len(claim.controls)
+
+
+def test_a_network_that_diverged_counts_as_unstable(tables):
+    frame = tables["scaling"]
+    gone = (frame["parametrization"] == "ntp") & (frame["quantity"] == "df") & (frame["width"] == 1024)
+    frame.loc[gone & (frame["seed"] == 3), "value"] = np.inf
+    chosen = fastest(Tables(study, lambda name: frame), ("ntp", "mup"))
+    assert set(chosen[chosen["parametrization"] == "ntp"]["quantity"]) == {"df"}
+
+
+def test_the_effect_gate_looks_at_every_network_at_its_own_largest_width(tables):
+    frame = tables["scaling"]
+    frame = frame[(frame["width"] <= 512) | ~frame["parametrization"].isin(PLANE)]
+    tiny = frame["parametrization"] == "plane:1,0"
+    frame.loc[tiny & (frame["quantity"] == "feature_kernel"), "value"] = 0.01
+    assert "plane:1,0" in set(effect(Tables(study, lambda name: frame))["parametrization"])
+    claim = study.claim("ABC-5")
+    assert judge_claim(claim, Tables(study, lambda name: frame), COMPLETE).outcome == "void"
+
+
+def test_cluster_scale_reads_cifar10_from_the_users_disk(tmp_path, monkeypatch):
+    from studies.width.inputs import batches_per_member, dataset
+
+    dataset.cache_clear()
+    monkeypatch.delenv("ASSAY_CIFAR10", raising=False)
+    with pytest.raises(AssayError, match="set ASSAY_CIFAR10"):
+        dataset("cifar10")
+    dice = np.random.default_rng(0)
+    for number in range(1, 6):
+        records = dice.integers(0, 256, (12, 3073), dtype=np.uint8)
+        records[:, 0] = np.arange(12) % 10
+        (tmp_path / f"data_batch_{number}.bin").write_bytes(records.tobytes())
+    monkeypatch.setenv("ASSAY_CIFAR10", str(tmp_path))
+    x, y, probes = batches_per_member("cifar10", [0, 1], batch=16, steps=3)
+    assert (x.shape, y.shape, probes.shape) == ((2, 3, 16, 3072), (2, 3, 16, 10), (2, 24, 3072))
+    assert float(dataset("cifar10")[0].square().sum(1).mean()) == pytest.approx(1)
+    dataset.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -194,13 +232,13 @@ def test_a_cell_gives_the_same_rows_alone_and_in_its_pack(trial, fixed):
 
 def test_small_learning_rate_makes_mup_look_like_a_kernel_method():
     """A documented trap: at η = 1 and one step the Θ(1) change of μP hides below its n^(-1/2) fluctuation."""
-    from studies.width.trials import digits_per_member
+    from studies.width.inputs import batches_per_member
     from theory.abc.coordinates import coordinate_check
 
     def slope(eta: float, t: int) -> float:
         sizes = []
         for n in (128, 512):
-            x, y, probes = digits_per_member(list(range(8)), batch=16, steps=4, targets="centred")
+            x, y, probes = batches_per_member("digits", list(range(8)), batch=16, steps=4, targets="centred")
             found = coordinate_check([spec_of("mup", 1)] * 8, list(range(8)), n, "tanh", "linear", eta, x, y, probes,
                                      record=(t,), quantities=("feature_kernel",))  # fmt: skip
             sizes.append(np.exp(np.log(found["feature_kernel"]).mean()))

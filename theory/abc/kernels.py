@@ -205,3 +205,38 @@ def kernel_gradient_descent(
         chi = -y[batch] if loss == "linear" else path[-1][batch] - y[batch]  # (B, d_o)
         path.append(path[-1] - (eta / len(batch)) * K[:, batch] @ chi)
     return np.stack(path)
+
+
+def kernel_stable_learning_rate(
+    kernel: ArrayLike,
+    f0: ArrayLike,
+    targets: ArrayLike,
+    batches: ArrayLike,
+    *,
+    bisections: int = 9,
+    low: float = -14.0,
+    high: float = 10.0,
+) -> float:
+    """Return the largest learning rate with which kernel gradient descent on the squared loss does not blow up.
+
+    Bisects log2 η in [low, high] by the criterion that `theory.abc.dynamics.max_stable_learning_rate` applies to
+    networks: every batch loss, the last one after the last step, stays below 3 max(L_0, L_const), L_const that of f ≡ 0.
+    Arguments are those of `kernel_gradient_descent`; nan where the range does not contain the rate.
+    """
+    steps, y = np.asarray(batches), np.asarray(targets, dtype=np.float64)
+    wanted = y[np.concatenate([steps, steps[-1:]])]
+
+    def stable(log_eta: float) -> bool:
+        with np.errstate(over="ignore", invalid="ignore"):
+            f = kernel_gradient_descent(kernel, f0, y, steps, 2.0**log_eta)
+            seen = np.stack([*(f[t, batch] for t, batch in enumerate(steps)), f[-1, steps[-1]]])
+            losses = 0.5 * ((seen - wanted) ** 2).sum(axis=2).mean(axis=1)
+        constant = 0.5 * (wanted**2).sum(axis=2).mean()
+        return bool(losses.max() < 3 * max(losses[0], constant))  # false for nan
+
+    if not stable(low) or stable(high):
+        return float("nan")
+    for _ in range(bisections):
+        middle = (low + high) / 2
+        low, high = (middle, high) if stable(middle) else (low, middle)
+    return 2.0 ** ((low + high) / 2)
