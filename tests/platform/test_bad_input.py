@@ -169,6 +169,7 @@ BAD: dict[str, tuple[Line, str]] = {
         lambda house: on("run", "mean", "--address", "here")(truncate(house)),
         "'here' is neither 'auto' nor HOST:PORT",
     ),
+    "foreign part to run": (lambda house: on("run", "mean")(foreign(house)), "stranger.parquet"),
     "foreign part": (lambda house: on("show", "mean", "--claim", "MEAN-1")(foreign(house)), "stranger.parquet"),
     "claim that cannot be computed": (
         lambda house: [

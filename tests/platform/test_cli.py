@@ -245,15 +245,15 @@ def test_failures_of_cells_no_longer_planned_do_not_count(tell: Tell, measured: 
     assert "failed, the first" not in said.err
 
 
-def test_run_sets_a_foreign_file_aside_and_says_so(tell: Tell, measured: Path, tmp_path: Path) -> None:
+def test_run_sets_a_truncated_file_aside_and_says_so(tell: Tell, measured: Path, tmp_path: Path) -> None:
     root = tmp_path / "results"
     shutil.copytree(measured, root)
-    part = next(root.glob("mean/smoke/errors/*.parquet"))
-    shutil.copy(part, part.with_name("stranger.parquet"))
+    stray = root / "mean" / "smoke" / "errors" / "stray.parquet"
+    stray.write_bytes(b"PAR1")
     assert tell("verify", "mean", "--results", root).status == 2
     said = tell("run", "mean", "--results", root, "--out", tmp_path / "site")
     assert said.status == 0
-    assert f"set aside: {part.with_name('stranger.parquet')}: a foreign file" in said.err
+    assert f"set aside: {stray}: truncated" in said.err
     assert tell("verify", "mean", "--results", root).status == 0
 
 
