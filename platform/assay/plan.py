@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from assay.errors import AssayError
@@ -131,10 +131,11 @@ def _flatten(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray | lis
     return array.reshape(-1)
 
 
-def cells(study: Study, trial: Trial, scale: str) -> list[Cell]:
+@cache
+def cells(study: Study, trial: Trial, scale: str) -> tuple[Cell, ...]:
     """All cells of a trial at a scale, in the order of the declared grid."""
     grid = trial.grid(check_scale(scale))
-    return [Cell(_digest(study.name, study.version, trial.name, factors), factors) for factors in grid]
+    return tuple(Cell(_digest(study.name, study.version, trial.name, factors), factors) for factors in grid)
 
 
 def plan(study: Study, scale: str, done: Mapping[str, Collection[str]] | None = None) -> list[Pack]:

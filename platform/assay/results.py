@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from assay.errors import AssayError, unknown
 from assay.plan import cells
@@ -26,6 +26,7 @@ class Tables(Mapping[str, "pd.DataFrame"]):
         self.study = study
         self._load = load
         self._frames: dict[str, pd.DataFrame] = {}
+        self._parts: dict[tuple[str, tuple[str, ...]], dict[Any, pd.DataFrame]] = {}
         self._asked: set[str] = set()
 
     def __getitem__(self, name: str) -> pd.DataFrame:
@@ -36,6 +37,15 @@ class Tables(Mapping[str, "pd.DataFrame"]):
         if name not in self._frames:
             self._frames[name] = self._load(name)
         return self._frames[name].copy(deep=False)  # pandas copies what is then written to
+
+    def part(self, name: str, **values: object) -> pd.DataFrame:
+        """Rows of a table whose columns have the given values; the table is split once for each set of columns."""
+        columns = tuple(sorted(values))
+        if (name, columns) not in self._parts:
+            self._parts[name, columns] = dict(iter(self[name].groupby(list(columns), sort=False)))
+        self._asked.add(name)
+        found = self._parts[name, columns].get(tuple(values[column] for column in columns))
+        return self[name].iloc[:0] if found is None else found.copy(deep=False)
 
     def __iter__(self) -> Iterator[str]:
         return (table.name for table in self.study.tables)

@@ -145,7 +145,7 @@ class Table:
                 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """One kind of experiment of a study: its factors, the function that measures a pack, the tables it fills.
 
@@ -308,7 +308,7 @@ class Paper:
         return f"@{'inproceedings' if self.venue else 'misc'}{{{self.key},\n{body}\n}}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     """One paper's experiment: trials that measure, claims that judge, figures that show.
 

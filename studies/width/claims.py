@@ -222,8 +222,8 @@ CLAIMS = (
         dichotomy,
         WRONG_YARDSTICKS,
         gates=(LARGE_ENOUGH, NONLINEAR),
-        note="Share of networks and seeds in exactly one regime, by exponents fitted per seed and a line at −0.10; seeds "
-        "that fall on the wrong side belong to r = 1/8, whose exponents are still in crossover at these widths.",
+        note="Share of networks and seeds in exactly one regime, by exponents fitted per seed and a line at −0.10; what "
+        "falls on the wrong side has a small r, whose exponents are still in crossover at these widths.",
     ),
     Claim(
         "ABC-7L",

@@ -24,14 +24,8 @@ def sizes(
     tables: Tables, quantity: str, t: int | tuple[int, ...], names: tuple[str, ...], network: str = "tanh"
 ) -> pd.DataFrame:
     """Measured sizes of one quantity: columns x (the width), value, seed, depth, parametrization, layer, t."""
-    frame = tables["scaling"]
-    steps = (t,) if isinstance(t, int) else t
-    keep = (
-        (frame["quantity"] == quantity)
-        & (frame["network"] == network)
-        & frame["t"].isin(steps)
-        & frame["parametrization"].isin(names)
-    )
+    frame = tables.part("scaling", quantity=quantity, network=network)
+    keep = frame["t"].isin((t,) if isinstance(t, int) else t) & frame["parametrization"].isin(names)
     return frame[keep].rename(columns={"width": "x"})
 
 
