@@ -127,19 +127,13 @@ def _decimal(text: str) -> float:
 def exponents(tables: Tables) -> alt.TopLevelMixin:
     """Measured against predicted exponents of Δh^l, over every stable network of the study."""
     import numpy as np
-    import pandas as pd
 
     from assay import charts
 
-    frame = sizes(
-        tables, "dh", 1, tuple({name for depth in (1, 2) for name in kernel_names(depth)} | {"mup-flat-input"})
-    )
-    parts = []
-    for layer, rows in frame.groupby("layer"):
-        fitted = slopes(rows).assign(layer=layer)
-        parts.append(fitted)
-    fitted = pd.concat(parts)
+    names = {name for depth in (1, 2) for name in kernel_names(depth)} | {"mup-flat-input"}
+    names.discard("mup-zero-readout")  # its hidden layers do not move in the first step
     keys = ["depth", "parametrization", "layer"]
+    fitted = slopes(sizes(tables, "dh", 1, tuple(names)), keys)
     points = charts.summarise(fitted, keys, "slope", "seed", log=False)
     points["prediction"] = [
         predicted("dh", name, depth, layer, 1) for depth, name, layer in points[keys].itertuples(index=False)

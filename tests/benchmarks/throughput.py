@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.benchmarks import throughput_study as cells
 
 STUDY = Path(__file__).with_name("throughput_study.py")
-FRESH, REUSED, POOLED = (4, 12), (40, 200), (40, 240)
+FRESH, REUSED, POOLED = (4, 12), (100, 500), (100, 500)
 """Cells that a slow peer runs, few and many: the difference gives its time per cell, the rest what it costs to start."""
 
 
