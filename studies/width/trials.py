@@ -314,7 +314,7 @@ transfer = Trial(
             },
             packed=True,
         ),
-        seeds(8, 8, 20),
+        seeds(4, 8, 20),
     ),
     (Table("transfer", {"loss": float, "accuracy": float}),),
     measure_transfer,
