@@ -13,10 +13,13 @@ from theory.ensemble import (
     LOSSES,
     Batches,
     Ensemble,
+    FullBatch,
     activation,
     batch_indices,
+    gaussian_mlp,
     loss,
     normal,
+    snapshots,
     stream,
 )
 
@@ -123,8 +126,55 @@ def test_members_with_equal_data_seeds_see_the_same_batches():
         assert torch.equal(ys, torch.stack([y[r] for r in rows]))
         assert torch.equal(batches.members(slice(1, 3))[step][0], torch.stack([x[r] for r in rows[1:]]))
         assert torch.equal(Batches(x, y, 5, 4, [8, 8])[step][0], x[rows[0]])
-    with pytest.raises(ValueError, match="x has 12 examples and y has 11"):
+    with pytest.raises(ValueError, match=r"x \[12, 4\] and y \[11, 2\] must pair up"):
         Batches(x, y[1:], 5, 4, [0])
+
+
+def test_members_may_have_data_of_their_own():
+    x, y = normal((3, 12, 4), "data"), normal((3, 12, 2), "targets")
+    batches = Batches(x, y, 5, 4, [8, 9, 8])
+    for step in range(len(batches)):
+        rows = [batch_indices(12, 5, 4, seed)[step] for seed in (8, 9, 8)]
+        xs, ys = batches[step]
+        assert torch.equal(xs, torch.stack([own[r] for own, r in zip(x, rows, strict=True)]))
+        assert torch.equal(ys, torch.stack([own[r] for own, r in zip(y, rows, strict=True)]))
+        assert torch.equal(batches.members(slice(1, 3))[step][0], torch.stack([x[1, rows[1]], x[2, rows[2]]]))
+    with pytest.raises(ValueError, match="must pair up"):
+        Batches(x, y, 5, 4, [8, 9])
+    with pytest.raises(ValueError, match="must pair up"):
+        FullBatch(x, y, 4, members=2)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_snapshots_are_the_stack_after_each_step_and_no_member_knows_its_pack(full):
+    seeds, x, y = [3, 1, 4], normal((3, 12, 6), "data"), normal((3, 12, 2), "targets")
+
+    def taken(rows: list[int], record: list[int]):
+        own = [seeds[row] for row in rows]
+        mlp = gaussian_mlp((6, 5, 2), "tanh", own, 0.5, rates=0.1)
+        batches = FullBatch(x[rows], y[rows], 7, len(rows)) if full else Batches(x[rows], y[rows], 4, 7, own)
+        return snapshots(mlp, batches, "mse", record), mlp
+
+    (start, middle, end), trained = taken([0, 1, 2], [0, 3, 7])
+    for index in range(3):
+        (alone,), _ = taken([index], [3])
+        for many, one in zip([*middle.weights, *middle.biases], [*alone.weights, *alone.biases], strict=True):
+            assert relative(many[index : index + 1], one) < 1e-12
+    assert all(torch.equal(a, b) for a, b in zip(start.weights, gaussian_mlp((6, 5, 2), "tanh", seeds, 0.5).weights))
+    assert all(torch.equal(a, b) for a, b in zip(end.weights, trained.weights, strict=True))
+    assert not torch.equal(middle.weights[0], end.weights[0])
+    for record in ([3, 3], [8], [-1]):
+        with pytest.raises(ValueError, match="must be increasing steps within 0..7"):
+            taken([0], record)
+
+
+def test_a_gaussian_mlp_has_the_same_standard_deviation_everywhere():
+    mlp = gaussian_mlp((300, 200, 100), "relu", [0, 1], 0.1)
+    for tensor in (*mlp.weights, *mlp.biases):
+        assert abs(float(tensor.std()) / 0.1 - 1) < 4 / math.sqrt(2 * tensor.numel())
+        assert not torch.equal(tensor[0], tensor[1])
+    other = gaussian_mlp((300, 200, 100), "relu", [0, 1], 0.1, stream="other")
+    assert not torch.equal(mlp.weights[0], other.weights[0])
 
 
 # Activations and losses

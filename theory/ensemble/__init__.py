@@ -2,11 +2,11 @@
 
 from theory.ensemble.activations import ACTIVATIONS, Activation, activation
 from theory.ensemble.losses import LOSSES, Loss, loss
-from theory.ensemble.mlp import StackedMLP, States
+from theory.ensemble.mlp import StackedMLP, States, gaussian_mlp
 from theory.ensemble.modules import Ensemble
 from theory.ensemble.seeding import batch_indices, normal, stream
 from theory.ensemble.tangent import empirical_ntk
-from theory.ensemble.training import Batches, chunks, members_per_chunk, train
+from theory.ensemble.training import Batches, FullBatch, chunks, members_per_chunk, snapshots, train
 
 __all__ = [
     "ACTIVATIONS",
@@ -14,6 +14,7 @@ __all__ = [
     "Activation",
     "Batches",
     "Ensemble",
+    "FullBatch",
     "Loss",
     "StackedMLP",
     "States",
@@ -21,9 +22,11 @@ __all__ = [
     "batch_indices",
     "chunks",
     "empirical_ntk",
+    "gaussian_mlp",
     "loss",
     "members_per_chunk",
     "normal",
+    "snapshots",
     "stream",
     "train",
 ]

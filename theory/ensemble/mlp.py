@@ -16,6 +16,7 @@ from torch import Tensor
 
 from theory.ensemble.activations import Activation, activation
 from theory.ensemble.losses import loss as loss_named
+from theory.ensemble.seeding import normal
 
 
 class States:
@@ -102,6 +103,18 @@ class StackedMLP:
             multipliers=self.multipliers.narrow(1, start, length),
             rates=self.rates.narrow(1, start, length),
             biases=None if self.biases is None else [b.narrow(0, start, length) for b in self.biases],
+            trainable=self.trainable,
+        )
+
+    def copy(self, dtype: torch.dtype | None = None) -> StackedMLP:
+        """Return the same networks with parameters of their own, in another precision if asked for."""
+        dtype = dtype or self.weights[0].dtype
+        return StackedMLP(
+            [w.to(dtype, copy=True) for w in self.weights],
+            self.activation.name,
+            multipliers=self.multipliers,
+            rates=self.rates,
+            biases=None if self.biases is None else [b.to(dtype, copy=True) for b in self.biases],
             trainable=self.trainable,
         )
 
@@ -247,6 +260,39 @@ class StackedMLP:
                 raise ValueError(f"weights {lower} and {upper} do not fit together: [K, out, in] then [K, _, out]")
         if self.biases is not None and [tuple(b.shape) for b in self.biases] != [s[:2] for s in shapes]:
             raise ValueError(f"biases must be [K, out] per layer, got {[tuple(b.shape) for b in self.biases]}")
+
+
+def gaussian_mlp(
+    sizes: Sequence[int],
+    activation_name: str,
+    seeds: Sequence[int],
+    std: float,
+    *,
+    stream: str = "init",
+    rates: Tensor | float = 0.0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> StackedMLP:
+    """Return MLPs of layer sizes (d, n_1, ..., d_o) whose weights and biases are all iid N(0, std²), one per seed.
+
+    Members draw from the stream (stream, seed, layer), so a member's numbers depend on its seed and the sizes alone.
+    """
+    draws = [
+        torch.stack(
+            [
+                normal((above, below + 1), stream, seed, layer, tuple(sizes), dtype=dtype, device=device)
+                for seed in seeds
+            ]
+        )
+        * std
+        for layer, (below, above) in enumerate(pairwise(sizes), start=1)
+    ]
+    return StackedMLP(
+        [draw[..., :-1].contiguous() for draw in draws],
+        activation_name,
+        rates=rates,
+        biases=[draw[..., -1].contiguous() for draw in draws],
+    )
 
 
 def _scale(tensor: Tensor, m: Tensor | None) -> None:

@@ -44,22 +44,33 @@ def chunks(members: int, size: int) -> Iterator[slice]:
 
 
 class Batches:
-    """Mini-batches of one data set for K members; members with equal data seeds see the same batches.
+    """Mini-batches for K members; members with equal data seeds draw the same rows.
 
-    x [N, d] and y [N, d_o] are the data. `batches[t]` is the pair of step t: [K, B, d] and [K, B, d_o], or [B, d] and
-    [B, d_o] when all members share one data seed, in buffers that the next step overwrites. Order and errors are those
-    of `batch_indices`; ValueError too if x and y differ in length.
+    x [N, d] and y [N, d_o] are the data of all members, or [K, N, d] and [K, N, d_o] those of each. `batches[t]` is the
+    pair of step t: [K, B, d] and [K, B, d_o], or [B, d] and [B, d_o] when all members share data and data seed, in
+    buffers that the next step overwrites. Order and errors are those of `batch_indices`; ValueError too if x and y do
+    not pair up.
     """
 
     def __init__(self, x: Tensor, y: Tensor, batch: int, steps: int, data_seeds: Sequence[int]) -> None:
-        if len(x) != len(y):
-            raise ValueError(f"x has {len(x)} examples and y has {len(y)}: they must pair up")
-        self.x, self.y, self.batch, self.data_seeds = x, y, batch, tuple(data_seeds)
-        orders = {seed: batch_indices(len(x), batch, steps, seed) for seed in dict.fromkeys(self.data_seeds)}
-        self.shared = len(orders) == 1
+        self.batch, self.data_seeds = batch, tuple(data_seeds)
+        _check_pairs(x, y, len(self.data_seeds))
+        examples = x.shape[-2]
+        orders = {seed: batch_indices(examples, batch, steps, seed) for seed in dict.fromkeys(self.data_seeds)}
+        self.shared = len(orders) == 1 and x.dim() == 2
         seeds = self.data_seeds[:1] if self.shared else self.data_seeds
-        self._rows = torch.stack([orders[seed] for seed in seeds], dim=1).flatten(1).to(x.device)  # [steps, K B]
+        rows = torch.stack([orders[seed] for seed in seeds], dim=1)  # [steps, K, B]
+        if x.dim() == 3:  # all members' data as one long set
+            rows = rows + examples * torch.arange(len(seeds)).view(-1, 1)
+            x, y = x.flatten(0, 1), y.flatten(0, 1)
+        self.x, self.y = x, y
+        self._rows = rows.flatten(1).to(x.device)
         self._buffers: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def count(self) -> int:
+        """K, the number of members."""
+        return len(self.data_seeds)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -82,6 +93,65 @@ class Batches:
         if not self.shared:
             part._rows = self._rows.unflatten(1, (-1, self.batch))[:, rows].flatten(1)
         return part
+
+
+class FullBatch:
+    """The whole data set at every step: gradient descent. Stands in for `Batches`.
+
+    x is [N, d], shared by all members, or [K, N, d], and y is [N, d_o] or [K, N, d_o]. ValueError if they do not pair.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, steps: int, members: int) -> None:
+        _check_pairs(x, y, members)
+        self.x, self.y, self.steps, self.count, self.batch = x, y, steps, members, x.shape[-2]
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.x, self.y
+
+    def members(self, rows: slice) -> FullBatch:
+        """Return the data of some of the members."""
+        x, y = (self.x, self.y) if self.x.dim() == 2 else (self.x[rows], self.y[rows])
+        return FullBatch(x, y, self.steps, len(range(*rows.indices(self.count))))
+
+
+def _check_pairs(x: Tensor, y: Tensor, members: int) -> None:
+    if x.dim() not in (2, 3) or x.shape[:-1] != y.shape[:-1] or (x.dim() == 3 and len(x) != members):
+        raise ValueError(
+            f"x {list(x.shape)} and y {list(y.shape)} must pair up: [N, _] both, or [K, N, _] with K = {members}"
+        )
+
+
+def snapshots(mlp: StackedMLP, batches: Batches | FullBatch, loss: str, record: Sequence[int]) -> list[StackedMLP]:
+    """Train every member on all batches in place and return copies of the stack as it was after each step in `record`.
+
+    0 is the stack before training; `record` must increase. Members are trained a chunk at a time, as in `train`.
+    Raises ValueError for steps that do not exist or are out of order, or batches of another number of members.
+    """
+    record = list(record)
+    if batches.count != mlp.members:
+        raise ValueError(f"batches are for {batches.count} members, the stack has {mlp.members}")
+    if record != sorted(set(record)) or any(not 0 <= step <= len(batches) for step in record):
+        raise ValueError(f"record = {record} must be increasing steps within 0..{len(batches)}")
+    w = mlp.weights[0]
+    kept = [mlp.copy() for _ in record]
+    for rows in chunks(mlp.members, members_per_chunk(mlp.sizes, batches.batch, w.dtype, w.device)):
+        part, data = mlp.narrow(rows.start, rows.stop - rows.start), batches.members(rows)
+        places = {
+            step: copy.narrow(rows.start, rows.stop - rows.start) for step, copy in zip(record, kept, strict=True)
+        }
+        for step in range(len(data) + 1):
+            if step in places:
+                there = places[step]
+                for to, values in zip(
+                    [*there.weights, *(there.biases or ())], [*part.weights, *(part.biases or ())], strict=True
+                ):
+                    to.copy_(values)
+            if step < len(data):
+                part.step(*data[step], loss)
+    return kept
 
 
 def train(mlp: StackedMLP, batches: Batches, loss: str, record: Sequence[int] = ()) -> Tensor:
