@@ -1,21 +1,26 @@
-"""Data sets: scikit-learn's digits, which ships offline, and CIFAR-10 from a folder the user has on disk."""
+"""Data sets: digits, which scikit-learn ships, Gaussian blobs, and MNIST and CIFAR-10 from a folder the user has."""
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import pickle
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from theory.ensemble.seeding import normal, stream
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Inputs x (N, d) with mean zero and E|x|² = 1, one-hot targets y (N, classes), and labels (N,)."""
+    """Inputs x (N, d), centred and scaled as their function says, one-hot targets y (N, classes), and labels (N,)."""
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -24,7 +29,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Images:
-    """Raw images (N, 3, 32, 32) uint8, channels red, green, blue, and labels (N,) int64 in 0..9."""
+    """Raw images (N, channels, rows, columns) uint8, channels grey or red, green, blue, and labels (N,) int64 in 0..9."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -56,8 +61,14 @@ def digits(split: str = "all", *, test_fraction: float = 0.2, seed: int = 0) -> 
     return Dataset(x=x[chosen], y=np.eye(10)[labels[chosen]], labels=labels[chosen])
 
 
+def digit_images() -> Images:
+    """Return the same digits, in the file's order, as images (N, 1, 8, 8) whose pixels are integers from 0 to 16."""
+    table = _digits_table()
+    return Images(table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64))
+
+
 def vectors(held: Images) -> Dataset:
-    """Return images as vectors (N, 3072), centred and divided by one number so that the mean of |x|² is 1."""
+    """Return images as vectors (N, pixels), centred and divided by one number so that the mean of |x|² is 1."""
     x = held.images.reshape(len(held.images), -1) / 255.0
     x -= x.mean(axis=0)
     x /= np.sqrt(np.mean(np.sum(x**2, axis=1)))
@@ -73,6 +84,124 @@ def _digits_table() -> NDArray[np.float64]:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("digits() reads the data that scikit-learn ships: pip install scikit-learn")
     return np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+
+
+def blobs(
+    k: int, d: int, examples: int, std: float, seed: int, centres: str = "random", *, split: str = "train"
+) -> Dataset:
+    """Return `examples` points of k Gaussian clusters in d dimensions, x (examples, d), isotropic with deviation std.
+
+    Centres are "random", uniform in [−10, 10]^d, or "orthogonal", of norm 10 in random directions (k ≤ d). Twice as
+    many points are made, and every feature is brought to mean 0 and variance 1 over all of them; `split` is "train",
+    the first half, or "test", the second. Class sizes within a half differ by at most one; the order is random.
+    Centres, noise and order depend on the seed and the sizes but not on std, so that std can be varied alone.
+    Raises ValueError for another kind of centres or split, and for numbers out of range.
+    Source: Sagun et al. 2017, arXiv:1706.04454, section 3.1 and its code, whose "covariance" is the deviation std.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split = {split!r}: choose 'train' or 'test'")
+    _check_blobs(k, examples, std)
+    if centres == "random":
+        middles = torch.rand(k, d, generator=stream("blobs", "centres", seed, k, d), dtype=torch.float64) * 20 - 10
+    elif centres == "orthogonal":
+        if k > d:
+            raise ValueError(f"k = {k} orthogonal centres do not fit into d = {d} dimensions")
+        middles = 10 * torch.linalg.qr(normal((d, k), "blobs", "directions", seed, k, d)).Q.T
+    else:
+        raise ValueError(f"centres = {centres!r}: choose 'random' or 'orthogonal'")
+    noise = normal((2 * examples, d), "blobs", "noise", seed, k, d, examples)
+    labels = torch.cat([_balanced(k, examples, "blobs", "order", seed, half) for half in range(2)])
+    x = (middles[labels] + std * noise).numpy()
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    half = slice(examples) if split == "train" else slice(examples, None)
+    return _dataset(x[half], labels[half], k)
+
+
+def two_blobs(examples: int, std: float, seed: int) -> Dataset:
+    """Return points x (examples, 2) around (−1, −1), label 0, and (1, 1), label 1, isotropic with deviation std.
+
+    Neither centred nor scaled; half of the points in each class, in random order. Noise and order do not depend on
+    std. Raises ValueError for numbers out of range. Source: Sagun et al. 2016, arXiv:1611.07476.
+    """
+    _check_blobs(2, examples, std)
+    labels = _balanced(2, examples, "two blobs", "order", seed)
+    x = (2.0 * labels - 1.0)[:, None] + std * normal((examples, 2), "two blobs", "noise", seed, examples)
+    return _dataset(x.numpy(), labels, 2)
+
+
+def _check_blobs(k: int, examples: int, std: float) -> None:
+    if not 1 <= k <= examples:
+        raise ValueError(f"k = {k} must lie between 1 and the number of examples, {examples}: no class may be empty")
+    if not (std > 0 and np.isfinite(std)):
+        raise ValueError(f"std = {std} must be positive and finite")
+
+
+def _balanced(k: int, examples: int, *parts: int | str) -> torch.Tensor:
+    """Labels 0..k−1 in random order, as many of each as of any other, give or take one."""
+    return torch.randperm(examples, generator=stream(*parts, k, examples)) % k
+
+
+def _dataset(x: NDArray[np.float64], labels: torch.Tensor, k: int) -> Dataset:
+    return Dataset(x=x, y=np.eye(k)[labels.numpy()], labels=labels.numpy())
+
+
+MNIST_FILES = {"train": "train", "test": "t10k"}
+_IDX_BYTES = 0x0800  # magic number of an IDX file of bytes, plus the number of its dimensions
+
+
+def mnist(folder: str | Path, split: str = "train", *, examples: int | None = None) -> Images:
+    """Return MNIST as its authors distribute it, from files on disk: images (N, 1, 28, 28), 60 000 or 10 000 of them.
+
+    `folder` holds train-images-idx3-ubyte and train-labels-idx1-ubyte (or t10k-... for split "test"), as they are or
+    gzipped with the suffix .gz, or is the parent of the folder raw or MNIST/raw that does. `examples` keeps the first
+    so many. Raises FileNotFoundError when the folder or a file is missing (it names it), ValueError for another split,
+    for more examples than there are, and for files that are truncated, of another format, hold labels outside 0..9, or
+    do not belong together. Source: LeCun, Cortes & Burges, http://yann.lecun.com/exdb/mnist/
+    """
+    if split not in MNIST_FILES:
+        raise ValueError(f"split = {split!r}: choose 'train' or 'test'")
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"MNIST folder {folder} does not exist or is not a folder")
+    images = _idx(_mnist_file(folder, f"{MNIST_FILES[split]}-images-idx3-ubyte"), 3)
+    path = _mnist_file(folder, f"{MNIST_FILES[split]}-labels-idx1-ubyte")
+    labels = _idx(path, 1)
+    if len(images) != len(labels):
+        raise ValueError(f"MNIST {split} has {len(images)} images but {len(labels)} labels: the files do not match")
+    if examples is not None and not 1 <= examples <= len(images):
+        raise ValueError(f"examples = {examples} must lie between 1 and the {len(images)} of MNIST {split}")
+    return Images(images[:examples, None], _labels(path, labels.tolist())[:examples])
+
+
+def _mnist_file(folder: Path, name: str) -> Path:
+    for home in (folder, folder / "raw", folder / "MNIST" / "raw"):
+        for path in (home / name, home / f"{name}.gz"):
+            if path.is_file():
+                return path
+    raise FileNotFoundError(f"MNIST file {name} or {name}.gz is missing in {folder}")
+
+
+def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Read an IDX file of bytes: big-endian magic number and sizes of 4 bytes each, then the values."""
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} is truncated or not a gzip file: {error}") from error
+    start = 4 * (1 + dimensions)
+    if len(data) < start:
+        raise ValueError(f"{path} has {len(data)} bytes, less than the header of {start}: it is truncated")
+    magic, *sizes = (int(number) for number in np.frombuffer(data[:start], dtype=">u4"))
+    if magic != _IDX_BYTES + dimensions:
+        raise ValueError(f"{path} starts with {magic:#010x}, not {_IDX_BYTES + dimensions:#010x}: it is another format")
+    if dimensions == 3 and sizes[1:] != [28, 28]:
+        raise ValueError(f"{path} holds images of {sizes[1]} x {sizes[2]} pixels, not 28 x 28: it is not MNIST")
+    values = np.frombuffer(data, dtype=np.uint8, offset=start)
+    expected = int(np.prod(sizes))
+    if len(values) != expected or not expected:
+        raise ValueError(f"{path} announces {expected} values and holds {len(values)}: it is truncated or damaged")
+    return values.reshape(sizes)
 
 
 CIFAR10_BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
