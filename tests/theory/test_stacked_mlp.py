@@ -140,6 +140,16 @@ def test_jvp_agrees_with_torch_func(name, biases):
         assert relative((moved[0] - moved[1]) / 2e-6, tangents[layer - 1]) < 1e-7
 
 
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_derivatives_of_activations_agree_with_finite_differences(name):
+    act, h, step = ACTIVATIONS[name], torch.linspace(-3, 3, 50, dtype=torch.float64), 1e-6  # 0 is not among them
+    for function, derivative in ((act, act.derivative), (act.derivative, act.second_derivative)):
+        assert float(((function(h + step) - function(h - step)) / (2 * step) - derivative(h)).abs().max()) < 1e-8
+    zero, g = torch.zeros(1, dtype=torch.float64), torch.full((50,), 2.0, dtype=torch.float64)
+    assert float(act.second_derivative(zero)) == (pytest.approx((2 / torch.pi) ** 0.5) if name == "gelu" else 0.0)
+    assert torch.allclose(act.pull_second(g, h, act(h)), 2 * act.second_derivative(h), rtol=1e-15)
+
+
 @pytest.mark.parametrize("trainable", [None, (1,), (2, 3), (1, 3)])
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_step_moves_each_trainable_layer_by_its_own_rate(trainable, shared):
@@ -173,16 +183,18 @@ def test_states_and_layers_are_those_of_the_definition():
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("trainable", [None, (2,), (1, 3)])
-def test_the_tangent_kernel_agrees_with_explicit_jacobians(name, trainable):
-    mlp, (x, _) = random_stack(name, trainable=trainable), batch()
+@pytest.mark.parametrize("biases", [False, True])
+def test_the_tangent_kernel_agrees_with_explicit_jacobians(name, trainable, biases):
+    mlp, (x, _) = random_stack(name, trainable=trainable, biases=biases), batch()
     layer_rates = 0.5 + normal((mlp.L + 1, K), "rho").abs()
     full = empirical_ntk(mlp, x, layer_rates=layer_rates, full=True)
     for k in range(K):
-        jacobians = torch.func.jacrev(lambda weights, k=k: plain_forward(mlp, k, weights, None, x[k]))(
-            [w[k] for w in mlp.weights]
+        on_weights, on_biases = torch.func.jacrev(lambda w, b, k=k: plain_forward(mlp, k, w, b or None, x[k]), (0, 1))(
+            [w[k] for w in mlp.weights], [b[k] for b in mlp.biases or []]
         )
         expected = sum(
-            layer_rates[i, k] * torch.einsum("akmn,bjmn->akbj", j, j)
+            layer_rates[i, k] * torch.einsum("akm,bjm->akbj", j.flatten(2), j.flatten(2))
+            for jacobians in (on_weights, on_biases)
             for i, j in enumerate(jacobians)
             if i + 1 in mlp.trainable
         )
