@@ -80,7 +80,7 @@ class Pack:
         """Every cell as a pack of its own."""
         return [Pack(self.study, self.trial, self.scale, (cell,), self.device) for cell in self.cells]
 
-    def frame(self, axes: Mapping[str, Sequence[Any]] | None = None, **measured: Any) -> pd.DataFrame:
+    def frame(self, axes: Mapping[str, Sequence[Any]] | None = None, /, **measured: Any) -> pd.DataFrame:
         """Long rows from arrays whose first axis is the pack's cells and whose further axes are `axes`, in order.
 
         Each measured array (NumPy or torch) has shape (cells, *axis lengths); a list-typed column is a list of
