@@ -18,6 +18,20 @@ def test_the_study_in_the_readme_is_the_one_that_is_tested():
     assert len([line for line in body.splitlines() if line.strip()]) <= 45
 
 
+def test_the_library_works_as_the_readme_shows():
+    import torch
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    known = {"net": net, "images": torch.rand(12, 1, 4, 4), "labels": torch.arange(12) % 3}
+    (snippet,) = re.findall(r"```python\n(from theory.curvature.*?)```", README, flags=re.DOTALL)
+    exec(snippet, known)
+    H = known["curvature"].matrix()
+    assert torch.allclose(known["top"].values, torch.linalg.eigvalsh(H).flip(-1)[:, :20], atol=1e-6)
+    mean = known["density"].expect(lambda nodes: nodes)
+    assert float(mean.low) <= float(H.diagonal(dim1=1, dim2=2).mean()) <= float(mean.high)
+
+
 def test_every_command_of_the_readme_exists_with_its_options():
     from assay.cli import app
 

@@ -260,16 +260,35 @@ def _proportion(kind: Proportion, data: Mapping[str, Floats], unit: Ints) -> Fit
     assert edge is not None  # Proportion's own check
     region = (edge, math.inf) if kind.at_least is not None else (-math.inf, edge)
     hits = np.where(finite, value, 0.0 if kind.at_least is not None else 1.0)  # diverged is worst for the claim
+    method = "Wilson score interval"
+    if not data.get("unclear", np.zeros(1)).any():
+        share, likely, exact = _share(hits, unit)
+    else:  # bounds: the share lies between what it is if all of these are false and if all are true
+        unclear = data["unclear"] != 0
+        fewest, low, low_exact = _share(np.where(unclear, 0.0, hits), unit)
+        most, high, high_exact = _share(np.where(unclear, 1.0, hits), unit)
+        share, likely, exact = (fewest + most) / 2, _hull(low, high), _hull(low_exact, high_exact)
+        method = f"Wilson score intervals, {int(unclear.sum())} of {len(hits)} rows unclear"
+    units = int(unit.max()) + 1
+    method += "" if len(hits) == units else ", effective sample size over units"
+    return Fit("share of rows", share, region, edge, method, likely, exact, _too_few(units))
+
+
+def _share(hits: Floats, unit: Ints) -> tuple[float, Interval, Interval]:
+    """Share of rows that are true, with its Wilson and its exact interval."""
     per_unit, rows_of = np.bincount(unit, weights=hits), np.bincount(unit)
     units, rows = len(rows_of), len(hits)
     share = float(hits.mean())
     scores = per_unit - share * rows_of  # linearised: the ratio's variance is that of the sum of these
     spread = units / (units - 1) * float(scores @ scores) / rows**2 if units > 1 else math.nan
-    method = "Wilson score interval" + ("" if rows == units else ", effective sample size over units")
 
     # All rows alike says nothing about how a unit's rows hang together, and a bad seed fails in all its rows.
-    likely, exact = share_intervals(share, spread, units, rows, at_end=units)
-    return Fit("share of rows", share, region, edge, method, likely, exact, _too_few(units))
+    return share, *share_intervals(share, spread, units, rows, at_end=units)
+
+
+def _hull(low: Interval, high: Interval) -> Interval:
+    """From the lower end of one interval to the upper end of another."""
+    return lambda level: (low(level)[0], high(level)[1])
 
 
 def _too_few(units: int) -> str:

@@ -9,6 +9,7 @@ Columns
     reference   the paired measurement an `Ordering` or `NonInferiority` compares with
     prediction  what theory says for this row (`Equality`), or for this case (`Slope`); optional
     limit       the bound theory gives for this row (`Bound`); optional
+    unclear     whether this row cannot be told true from false (`Proportion`); optional
 """
 
 from __future__ import annotations
@@ -160,11 +161,15 @@ class Trend:
 
 @dataclass(frozen=True)
 class Proportion:
-    """The share of rows whose `value` is true (1) is at least, or at most, a stated share; exactly one is given."""
+    """The share of rows whose `value` is true (1) is at least, or at most, a stated share; exactly one is given.
+
+    A row that is `unclear` counts as false for the lower end of the interval and as true for the upper end, whatever
+    its value: the claim is supported or refuted only if it is so either way.
+    """
 
     name: ClassVar[str] = "proportion"
     required: ClassVar[tuple[str, ...]] = ("value",)
-    optional: ClassVar[tuple[str, ...]] = ()
+    optional: ClassVar[tuple[str, ...]] = ("unclear",)
 
     at_least: float | None = None
     at_most: float | None = None

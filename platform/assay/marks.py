@@ -148,7 +148,7 @@ def log_axis(values: Sequence[float], **options: Any) -> alt.Axis:
     if decades < 0.5:
         return alt.Axis(tickCount=5, format=".3~g", **options)
     ticks = [digit * 10.0**power for power in range(first, last + 1, stride) for digit in digits]
-    return alt.Axis(values=ticks, format=".3~g", **options)
+    return alt.Axis(values=ticks, format=".3~g" if decades < 5 else ".0e", **options)
 
 
 def layers(drawn: list[Row], x: alt.X, y: alt.Y, series: list[str], legend: str) -> list[alt.Chart]:

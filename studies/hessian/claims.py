@@ -5,25 +5,28 @@ from __future__ import annotations
 from assay import Bound, Claim, Control, Equality, Gate, Ordering, Proportion, Slope, Trend
 from studies.hessian.frames import (
     against,
-    barrier_share,
+    barrier_excess,
     bbp,
     bulk,
     clusters,
+    convolutional,
+    count_changes,
     count_difference,
     count_slopes,
+    counted,
     edge,
     exactly,
+    gaps,
+    gaps_on_clusters,
     lowest_bounds,
     lowest_over_time,
     null_bulk,
     number_of_negatives,
     on_path,
-    outliers_against_std,
     outside,
     over_time,
     paired,
     pairs,
-    readings,
     spiked,
     sum_for_mean,
     twice,
@@ -44,12 +47,12 @@ BARRIER = 0.01
 def wrong_counts(least: int = 0, most: int = 1000) -> tuple[Control, ...]:
     """Counts that must not be found: other laws, other networks."""
     return (
-        Control("2k outliers", readings(clusters(least=least, most=most), twice)),
-        Control("M/100 outliers", readings(clusters(least=least, most=most), lambda frame: frame["parameters"] / 100)),
-        Control("before training", readings(clusters(t=0, least=least, most=most))),
+        Control("2k outliers", counted(clusters(least=least, most=most), twice)),
+        Control("M/100 outliers", counted(clusters(least=least, most=most), lambda frame: frame["parameters"] / 100)),
+        Control("before training", counted(clusters(t=0, least=least, most=most), clear=True)),
         Control(
             "labels drawn at random",
-            readings(clusters(labels="random", least=least, most=most)),
+            counted(clusters(labels="random", least=least, most=most), clear=True),
             why="classes without a mean of their own",
         ),
     )
@@ -61,28 +64,42 @@ CLAIMS = (
         "The Hessian of a trained network is a bulk near zero with a few outliers: at least 90 % of the eigenvalues lie "
         "below λ_1/100 wherever M ≥ 3N",
         "Sagun et al. 2017, Sec. 2.1, Fig. 1; Sagun et al. 2016, Sec. 2; thresholds ours",
-        Bound(lower=0.9),
+        Bound(lower=0.9, every_row=True),
         bulk,
         (
             Control(
                 "covariance of noise", null_bulk, why="half of its eigenvalues are zero, the others are all of one size"
             ),
-            Control("most eigenvalues said to stand out", kind=Bound(upper=0.5)),
+            Control("most eigenvalues said to stand out", kind=Bound(upper=0.5, every_row=True)),
         ),
         cases=("depth", "activation", "width"),
-        note="After 2000 steps of gradient descent, cross entropy.",
+        note="After 2000 steps of gradient descent, cross entropy. Every network counts, not their mean.",
+    ),
+    Claim(
+        "HES-1G",
+        "and between them there is a gap: detectors agree on the number of outliers, give or take one",
+        "Sagun et al. 2017, Sec. 2.1, Fig. 1",
+        MOSTLY,
+        gaps,
+        (
+            Control("before training", gaps_on_clusters(clusters(t=0, least=5))),
+            Control("labels drawn at random", gaps_on_clusters(clusters(labels="random", least=5))),
+        ),
+        cases=("depth", "activation", "width"),
+        note="The largest ratio λ_j/λ_{j+1} against the number of eigenvalues above λ_1(H − G_class). On Gaussian clusters "
+        "there is such a gap (HES-2); digits are not as well separated. The controls are networks on clusters.",
     ),
     Claim(
         "HES-2",
         "Trained on k Gaussian clusters, k = 2, 5, 10, a network has k outliers, give or take one",
         "Sagun et al. 2017, Sec. 3.1, Fig. 2, Table 1",
         MOSTLY,
-        readings(clusters(most=10)),
+        counted(clusters(most=10)),
         wrong_counts(most=10),
         cases=COUNT_CASES,
-        note="Two detectors vote on every network: the largest ratio λ_j/λ_{j+1}, which has no upper limit, and the number of "
-        "eigenvalues above λ_1(H − G_class), which cannot exceed k. Where they contradict each other, half the votes are "
-        "lost and the claim stays undecided.",
+        note="Counted by the largest ratio λ_j/λ_{j+1}, which has no upper limit. Where the number of eigenvalues above "
+        "λ_1(H − G_class) contradicts it by more than one, there is no clear gap: such a network speaks neither for the "
+        "claim nor against it. For k = 2 the count must be exact.",
     ),
     Claim(
         "HES-2B",
@@ -102,7 +119,7 @@ CLAIMS = (
         "Trained on 20 clusters or more, a network has k outliers, give or take one",
         "Sagun et al. 2017, Table 1",
         MOSTLY,
-        readings(clusters(least=20)),
+        counted(clusters(least=20)),
         wrong_counts(least=20),
         cases=COUNT_CASES,
         note="The second tier of the spectrum, k(k − 2) eigenvalues between pairs of classes, rises into the gap.",
@@ -112,10 +129,10 @@ CLAIMS = (
         "Tanh networks on k = 2, 5, 10 clusters have k outliers, give or take one",
         "Sagun et al. 2017, Table 1, where the largest gap fails for tanh",
         MOSTLY,
-        readings(clusters(activation="tanh", most=10)),
+        counted(clusters(activation="tanh", most=10)),
         (
-            Control("2k outliers", readings(clusters(activation="tanh", most=10), twice)),
-            Control("before training", readings(clusters(t=0, activation="tanh", most=10))),
+            Control("2k outliers", counted(clusters(activation="tanh", most=10), twice, clear=True)),
+            Control("before training", counted(clusters(t=0, activation="tanh", most=10), clear=True)),
         ),
         cases=COUNT_CASES,
     ),
@@ -134,7 +151,7 @@ CLAIMS = (
             Control("λ_1 said to grow as √M", kind=Slope(0.5, band=0.15)),
             Control("squared loss", wide(("mse", 1, "relu")), why="its Hessian does not fade as the network fits"),
         ),
-        cases=("what",),
+        cases=("data", "what"),
         note=f"Networks of at least 2k = {2 * CLASSES} units after 2000 steps; narrower ones are bottlenecks.",
     ),
     Claim(
@@ -142,13 +159,15 @@ CLAIMS = (
         "The same holds for tanh units and for two hidden layers",
         "our extension of Sagun et al. 2017, Sec. 3.2",
         FLAT,
-        wide(("xent", 1, "tanh"), ("xent", 2, "relu"), number="above_tenth"),
+        wide(
+            ("xent", 1, "tanh"),
+            ("xent", 2, "relu"),
+        ),
         (
             Control("said to fall as 1/M", kind=Slope(-1.0, band=0.15)),
             Control("said to grow as √M", kind=Slope(0.5, band=0.15)),
         ),
-        cases=("depth", "activation", "what"),
-        note="The number above λ_1/10: under tanh more eigenvalues lie above λ_1/100 than are recorded.",
+        cases=("data", "depth", "activation", "what"),
     ),
     Claim(
         "HES-3B",
@@ -160,24 +179,25 @@ CLAIMS = (
             Control("bulk fraction independent of M", kind=FLAT),
             Control("falling as 1/√M", kind=Slope(-0.5, band=0.2)),
         ),
+        cases=("data",),
     ),
     Claim(
         "HES-T",
         "Once everything is classified correctly, λ_1 and λ_k fall as 1/(η t)",
         "derived: p(1 − p) decays as 1/(η t) under cross entropy and gradient descent",
         Slope(-1.0, band=0.1),
-        over_time(),
+        over_time,
         (
             Control("said not to move", kind=FLAT),
             Control("said to fall as 1/√t", kind=Slope(-0.5, band=0.1)),
         ),
-        cases=("width", "what"),
+        cases=("data", "width", "what"),
         note="The equality of top eigenvalues across widths, HES-3, is therefore one at equal η t, not of end points.",
     ),
     Claim(
         "HES-4",
         "Data that are harder to separate have larger top eigenvalues",
-        "Sagun et al. 2016, Fig. 7; Sagun et al. 2017, Table 1",
+        "Sagun et al. 2016, Fig. 7",
         Trend("increasing", at_least=0.5),
         pairs("top"),
         (
@@ -191,15 +211,17 @@ CLAIMS = (
     ),
     Claim(
         "HES-4N",
-        "and as many outliers as before: two, give or take one",
-        "Sagun et al. 2016, Fig. 7; Sagun et al. 2017, Table 1",
-        MOSTLY,
-        readings(outliers_against_std),
+        "Data that are harder to separate have as many outliers",
+        "Sagun et al. 2016, Fig. 7",
+        Equality(0.5, prediction=0.0),
+        count_changes(),
         (
-            Control("2k outliers", readings(outliers_against_std, twice)),
-            Control("M/10 outliers", readings(outliers_against_std, lambda frame: frame["parameters"] / 10)),
+            Control("twice as many", count_changes(2.0)),
+            Control("said to have two more", kind=Equality(0.5, prediction=2.0)),
         ),
         cases=("width", "std"),
+        note="Counted by the largest ratio λ_j/λ_{j+1} among the first ten, as a difference from the same seed's network at "
+        "standard deviation 0.25. The class edge cannot exceed two here, so it would hide a rise.",
     ),
     Claim(
         "HES-5",
@@ -310,9 +332,9 @@ CLAIMS = (
         exactly("negative"),
         (
             Control("their number in place of their share", number_of_negatives()),
-            Control("threshold of 1e-3 λ_1", exactly("clearly_negative"), why="what counts as negative decides"),
+            Control("share said to fall as 1/M", kind=Slope(-1.0, band=0.15)),
         ),
-        note="Eigenvalues below −1e-6 λ_1, in double precision. With the threshold at 1e-3 λ_1 the share does grow.",
+        note="Eigenvalues below −1e-6 λ_1, in double precision. What counts as negative decides: the figure shows −1e-3 λ_1 too.",
     ),
     Claim(
         "HES-6F-tanh",
@@ -350,8 +372,21 @@ CLAIMS = (
         note="Mean of log λ_1 over the last five snapshots, 200 steps apart from first to last.",
     ),
     Claim(
+        "HES-7-conv",
+        "The same holds for convolutional networks",
+        "Sagun et al. 2017, Sec. 3.3, Fig. 4",
+        Ordering("greater", log=True),
+        convolutional(),
+        (
+            Control("small and large exchanged", convolutional(swap=True)),
+            Control("small batches said to have the larger λ_1", kind=Ordering("less", log=True)),
+        ),
+        cases=("data",),
+        note="Two convolutions with max-pooling and two fully connected layers; mean of log λ_1 over the last three snapshots.",
+    ),
+    Claim(
         "HES-7N",
-        "and with as many outliers, give or take one",
+        "Large and small batches end with as many outliers, give or take one",
         "Sagun et al. 2017, Sec. 3.3, Fig. 4",
         Equality(1.0, prediction=0.0),
         count_difference(),
@@ -366,14 +401,16 @@ CLAIMS = (
         "Large and small batches end in one basin: going on from the large-batch end with small batches, no barrier is "
         "crossed on the straight line",
         "Sagun et al. 2017, Sec. 4.1, Fig. 7-8",
-        Bound(upper=0.05),
-        barrier_share("continued"),
+        Bound(upper=0.0),
+        barrier_excess("continued", 0.05),
         (
-            Control("independent starts", barrier_share("other start")),
-            Control("hidden units reordered", barrier_share("permuted"), why="the same function at another point"),
+            Control(
+                "hidden units reordered", barrier_excess("permuted", 0.05), why="the same function at another point"
+            ),
+            Control("independent starts", barrier_excess("other start", 0.05)),
         ),
         gates=(Gate("a barrier between independent solutions", on_path("other start"), Bound(lower=BARRIER)),),
-        note="Barrier of the training loss, as a share of that between solutions from independent starts.",
+        note="Barrier of the training loss, less 5 % of that between solutions from independent starts.",
     ),
     Claim(
         "HES-9",

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from assay import Figure
-from studies.hessian.frames import DETECTORS, FINAL, LAST, kind, ranked
+from studies.hessian.clusters import BLOB_STEPS, DRAWS
+from studies.hessian.frames import DETECTORS, LAST, kind, ranked
 from studies.hessian.networks import CLASSES
-from studies.hessian.trials import BLOB_STEPS, DRAWS, LANCZOS_STEPS, LATE, PATHS, PROBES
+from studies.hessian.trials import FINAL, LANCZOS_STEPS, LATE, PATHS, PROBES, RANKS
 
 if TYPE_CHECKING:
     import altair as alt
@@ -39,9 +40,8 @@ def widths(tables: Tables) -> alt.TopLevelMixin:
     """The upper end of the spectrum at each width."""
     from assay import charts
 
-    frame = kind(tables)
-    frame = frame[frame["t"] == FINAL]
-    points = _by_rank(frame, "top", [*range(1, 13), *range(14, 61, 2)], ["width"])
+    frame = kind(tables, "ends")
+    points = _by_rank(frame, "top", [*range(1, 13), *range(14, 40, 2), *range(40, 161, 10)], ["width"])
     return charts.scaling(
         _named(points, "width", {n: f"n = {n}" for n in sorted(points["width"].unique())}),
         x="rank",
@@ -49,9 +49,9 @@ def widths(tables: Tables) -> alt.TopLevelMixin:
         x_title="rank j",
         y_title="eigenvalue λ_j of H",
         color_title="width",
-        title="Same data, same training time, more parameters: the same outliers",
-        subtitle=f"One hidden layer, φ = relu, cross entropy on digits, {FINAL} steps of gradient descent. "
-        "What more parameters add lies further to the right, near zero.",
+        title="The upper end of the spectrum, by width",
+        subtitle=f"One hidden layer, φ = relu, cross entropy, {FINAL} steps of gradient descent on the same {frame['examples'].iloc[0]} "
+        "examples.",
     )
 
 
@@ -70,7 +70,7 @@ def clusters(tables: Tables) -> alt.TopLevelMixin:
         x_title="rank j",
         y_title="eigenvalue λ_j of H",
         color_title="clusters",
-        title="Same network, more classes: more outliers",
+        title="The upper end of the spectrum, by number of classes",
         subtitle=f"Networks 100-30-30-k, φ = relu, after {BLOB_STEPS} steps of gradient descent.",
         width=310,
         height=270,
@@ -148,7 +148,7 @@ def time_law(tables: Tables) -> alt.TopLevelMixin:
     from assay import charts
 
     panels = {"xent": "cross entropy", "mse": "squared loss"}
-    frame = pd.concat([ranked(kind(tables, loss), (1, CLASSES)) for loss in panels])
+    frame = pd.concat([ranked(kind(tables, "widths", (loss, 1, "relu")), (1, CLASSES)) for loss in panels])
     frame = frame.assign(series=[f"{what}, n = {n}" for what, n in zip(frame["what"], frame["width"], strict=True)])
     frame = frame[frame["width"].isin((20, 80))]
     points = charts.summarise(frame, ["series", "loss_function", "eta_t"], "value", "seed")
@@ -167,8 +167,8 @@ def time_law(tables: Tables) -> alt.TopLevelMixin:
         x_title="training time η t",
         y_title="eigenvalue of H",
         color_title="",
-        title="Outliers fade as 1/(η t) under cross entropy",
-        subtitle="Digits, one hidden layer, φ = relu. Lines: slope −1 at fitted height. Under the squared loss nothing fades.",
+        title="Do outliers fade as 1/(η t)?",
+        subtitle="Digits, one hidden layer, φ = relu. Lines: slope −1 at fitted height, the law of cross entropy; under the squared loss there is none.",
         width=310,
         height=270,
     )
@@ -221,7 +221,7 @@ def gauss_newton_error(tables: Tables) -> alt.TopLevelMixin:
         x_title="steps",
         y_title="largest relative difference from H",
         color_title="",
-        title="H becomes its Gauss-Newton part, not the empirical Fisher",
+        title="How far H is from its candidates for a first term",
         subtitle=f"Over the {CLASSES} largest eigenvalues. Line: the 5 % of the claim.",
         log_x=False,
         height=150,
@@ -247,7 +247,7 @@ def negative_edge(tables: Tables) -> alt.TopLevelMixin:
         x_title="steps",
         y_title="|λ_min| / λ_1",
         color_title="width",
-        title="Negative curvature remains, and is small",
+        title="The lowest eigenvalue, in units of the largest",
         subtitle="Line: the 2 % of the claim.",
         log_x=False,
         width=310,
@@ -286,6 +286,8 @@ def negative_share(tables: Tables) -> alt.TopLevelMixin:
 
 BIN, SMOOTHING = 0.25, 0.12
 """Width of a bin of the histogram and of the Gaussian that smooths the quadrature, in decades."""
+LOWEST_SHOWN, FEWEST = 1e-8, 0.1
+"""Share of λ_1, and eigenvalues per decade, below which nothing is drawn."""
 
 
 def density(tables: Tables) -> alt.TopLevelMixin:
@@ -295,11 +297,14 @@ def density(tables: Tables) -> alt.TopLevelMixin:
     from scipy.stats import t
 
     from assay import charts
+    from theory.curvature import outliers
 
     row = tables["density"].iloc[0]
     eigenvalues, nodes, weights = (np.array(row[name]) for name in ("eigenvalues", "nodes", "weights"))
     nodes, weights = nodes.reshape(PROBES, -1), weights.reshape(PROBES, -1)
-    M, floor = len(eigenvalues), 1e-7 * eigenvalues.max()
+    M, floor = len(eigenvalues), LOWEST_SHOWN * eigenvalues.max()
+    samples = row["examples"] * (CLASSES - 1)  # rows of the root of G that are independent
+    beyond = int(outliers.class_edge(eigenvalues, outliers.marchenko_pastur_edge(eigenvalues, M / samples)))
     edges = np.arange(np.log10(floor), np.log10(eigenvalues.max()) + 2 * BIN, BIN)
     middle = (edges[:-1] + edges[1:]) / 2
     points, lines = [], []
@@ -309,11 +314,12 @@ def density(tables: Tables) -> alt.TopLevelMixin:
         at = np.log10(np.maximum(sign * nodes, floor / 10))
         kernel = np.exp(-0.5 * ((middle[:, None, None] - at) / SMOOTHING) ** 2) / (SMOOTHING * np.sqrt(2 * np.pi))
         each = M * (kernel * weights * (at > np.log10(floor))).sum(-1)  # [grid, probes]
-        half = t.ppf(0.975, PROBES - 1) * each.std(1, ddof=1) / np.sqrt(PROBES)
+        mean, half = each.mean(1), t.ppf(0.975, PROBES - 1) * each.std(1, ddof=1) / np.sqrt(PROBES)
         line = pd.DataFrame(
-            {"x": 10**middle, "value": each.mean(1), "low": each.mean(1) - half, "high": each.mean(1) + half}
+            {"x": 10**middle, "value": mean, "low": np.maximum(mean - half, FEWEST), "high": mean + half}
         )
-        lines.append(line[line["low"] > 0].assign(panel=panel))
+        lines.append(line[line["value"] > FEWEST].assign(panel=panel))
+    hidden = int((np.abs(eigenvalues) < floor).sum())
     return charts.scaling(
         pd.concat(points),
         pd.concat(lines),
@@ -322,10 +328,36 @@ def density(tables: Tables) -> alt.TopLevelMixin:
         x_title="|λ|",
         y_title="eigenvalues per decade",
         title="The whole spectrum, counted and estimated",
-        subtitle=f"Points: histogram of all {M} eigenvalues of H, trained on digits. Line and band: stochastic Lanczos quadrature, "
-        f"{PROBES} probes of {LANCZOS_STEPS} steps, smoothed over {SMOOTHING} decades.",
+        subtitle=f"Points: histogram of the {M} eigenvalues of H, trained on digits, but for {hidden} below {LOWEST_SHOWN:.0e} λ_1 in size. "
+        f"Line and band: stochastic Lanczos quadrature, {PROBES} probes of {LANCZOS_STEPS} steps, smoothed over {SMOOTHING} decades. "
+        f"The bulk is heavy-tailed: {beyond} eigenvalues lie beyond the edge of the Marchenko-Pastur law with its median.",
         width=310,
         height=260,
+    )
+
+
+def spread(tables: Tables) -> alt.TopLevelMixin:
+    """Whole spectra against the share of the rank."""
+    import numpy as np
+
+    from assay import charts
+
+    frame = tables.part("exact", t=LAST, activation="relu")
+    rows = frame[["width", "seed", "spread_h"]].explode("spread_h", ignore_index=True)
+    rows["share"] = np.tile(np.linspace(0, 100, RANKS), len(frame))
+    rows["value"] = rows["spread_h"].astype(float)
+    rows = rows[(rows["value"] > 0) & (rows["share"].round() % 2 == 0)]
+    points = charts.summarise(rows, ["width", "share"], "value", "seed")
+    return charts.scaling(
+        _named(points, "width", {n: f"n = {n}" for n in sorted(points["width"].unique())}),
+        x="share",
+        color="width",
+        x_title="rank, in per cent of M",
+        y_title="eigenvalue of H",
+        color_title="width",
+        title="The whole positive spectrum, by width",
+        subtitle=f"One hidden layer, φ = relu, digits, after {LAST} steps. Mean over the seeds whose eigenvalue is positive.",
+        log_x=False,
     )
 
 
@@ -343,7 +375,7 @@ def separability(tables: Tables) -> alt.TopLevelMixin:
         x_title="standard deviation of each blob",
         y_title="largest eigenvalue λ_1 of H",
         color_title="network",
-        title="The harder the data are to separate, the larger the outliers",
+        title="λ_1 against how hard the data are to separate",
         subtitle="Two Gaussian blobs at ±(1, 1), 100 points, 3000 steps of gradient descent.",
     )
 
@@ -364,7 +396,7 @@ def batch_spectra(tables: Tables) -> alt.TopLevelMixin:
         x_title="rank j",
         y_title="eigenvalue λ_j of H",
         color_title="",
-        title="Large batches end where the outliers are larger",
+        title="Outliers after training with large and with small batches",
         subtitle="Digits, 64-20-10, φ = relu, 2000 steps of one size from the same start; mean over the last five snapshots.",
     )
 
@@ -374,10 +406,10 @@ def lines(tables: Tables) -> alt.TopLevelMixin:
     from assay import charts
 
     names = {
-        "continued": "large batches → small ones, going on",
-        "same start": "large batches → small ones, same start",
-        "other start": "two independent starts",
-        "permuted": "the first, hidden units reordered",
+        "continued": "small batches from there on",
+        "same start": "small batches from the start",
+        "other start": "another start",
+        "permuted": "first, hidden units reordered",
     }
     frame = tables["lines"]
     points = charts.summarise(frame, ["path", "alpha"], "loss", "seed")
@@ -385,11 +417,11 @@ def lines(tables: Tables) -> alt.TopLevelMixin:
         _named(points, "path", {path: names[path] for path in PATHS}),
         x="alpha",
         color="path",
-        x_title="α: from the large-batch end (0) to the other (1)",
+        x_title="α: from the large-batch end (0) to the other end (1)",
         y_title="training loss (nats)",
         color_title="",
-        title="One basin: no barrier between the ends of large and small batches",
-        subtitle="Straight lines in weight space; digits, 64-20-10.",
+        title="Is there a barrier between the ends of large- and small-batch training?",
+        subtitle="Straight lines in weight space from the end of large-batch training to other ends; digits, 64-20-10.",
         log_x=False,
     )
 
@@ -437,6 +469,8 @@ FIGURES = (
     Figure("time_law", "The law of time", "Outliers are not a property of an end point.", time_law, ("HES-T", "HES-3")),
     Figure("density", "Density of the whole spectrum", "Stochastic Lanczos quadrature needs products with H only.",
            density, ("HES-1",)),
+    Figure("spread", "The bulk across widths", "Against the share of the rank: how the bulk scales.",
+           spread, ("HES-3B", "HES-6F")),
     Figure("gauss_newton", "H and its first term", "Each point is one eigenvalue.", gauss_newton, ("HES-5", "HES-5L")),
     Figure("gauss_newton_error", "H and its first term over training", "The approximation is one near a minimum.",
            gauss_newton_error, ("HES-5", "HES-5-tanh", "HES-5I", "HES-5L")),

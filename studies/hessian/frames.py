@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from studies.hessian.networks import CLASSES
-from studies.hessian.trials import BLOB_STEPS, EARLY, EXACT_STEPS, LATE, blob_sizes, parameters
+from studies.hessian.clusters import BLOB_STEPS, BLOB_WIDTH, blob_sizes
+from studies.hessian.networks import CLASSES, parameters
+from studies.hessian.trials import EARLY, EXACT_STEPS, FINAL, LATE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,18 +16,20 @@ if TYPE_CHECKING:
 
 Data = Callable[["Tables"], "pd.DataFrame"]
 
-FINAL = 2000
-"""Step at which widths are compared."""
 NARROWEST = 2 * CLASSES
 """Networks narrower than twice the number of classes are bottlenecks and left out of comparisons between widths."""
 
 
 # --- Width ------------------------------------------------------------------------------------------------------------
 
+USUAL = ("xent", 1, "relu")
+"""Loss, number of hidden layers and activation of the networks that the papers study."""
 
-def kind(tables: Tables, loss: str = "xent", depth: int = 1, activation: str = "relu") -> pd.DataFrame:
-    """Snapshots of the networks of one kind that are wide enough to be compared, with M as x."""
-    frame = tables.part("widths", loss_function=loss, depth=depth, activation=activation)
+
+def kind(tables: Tables, table: str, one: tuple[str, int, str] = USUAL) -> pd.DataFrame:
+    """Networks of one kind that are wide enough to be compared, with M as x."""
+    loss, depth, activation = one
+    frame = tables.part(table, loss_function=loss, depth=depth, activation=activation)
     return frame[frame["width"] >= NARROWEST].rename(columns={"parameters": "x"})
 
 
@@ -37,43 +40,52 @@ def ranked(frame: pd.DataFrame, ranks: Sequence[int] = (1, CLASSES, 2 * CLASSES)
     return pd.concat([frame.assign(value=[top[j - 1] for top in frame["top"]], what=f"λ_{j}") for j in ranks])
 
 
-NUMBERS = {"above_hundredth": "number above λ_1/100", "above_tenth": "number above λ_1/10"}
-USUAL = ("xent", 1, "relu")
-"""Loss, number of hidden layers and activation of the networks that the papers study."""
+def numbered(frame: pd.DataFrame, tau: float = 0.01) -> pd.DataFrame:
+    """#{λ_j > τ λ_1} as the value; NaN where the eigenvalues recorded do not reach down to it."""
+    import numpy as np
+
+    from theory.curvature import outliers
+
+    found = [(int(outliers.above(top, tau)), len(top)) for top in frame["top"]]
+    return frame.assign(value=[np.nan if number == known else float(number) for number, known in found])
 
 
-def wide(*kinds: tuple[str, int, str], number: str = "above_hundredth") -> Data:
+def wide(*kinds: tuple[str, int, str]) -> Data:
     """What should not move with the width: three eigenvalues and a number of them, after equally many steps."""
 
     def data(tables: Tables) -> pd.DataFrame:
         import pandas as pd
 
-        frame = pd.concat([kind(tables, *one) for one in kinds or (USUAL,)])
-        frame = frame[frame["t"] == FINAL]
-        counted = frame.assign(value=frame[number], what=NUMBERS[number])
-        return pd.concat([ranked(frame), counted])
+        frame = pd.concat([kind(tables, "ends", one) for one in kinds or (USUAL,)])
+        return pd.concat([ranked(frame), numbered(frame).assign(what="number above λ_1/100")])
 
     return data
 
 
 def unequal_times(tables: Tables) -> pd.DataFrame:
-    """λ_1 at training times that fall as the width grows, n t constant: what happens when time is not held fixed."""
-    frame = kind(tables)
-    return ranked(frame[frame["t"] * frame["width"] == FINAL * frame["width"].min()], (1,))
+    """λ_1 at training times that fall as the width grows: what happens when time is not held fixed.
+
+    Of every width, the snapshot nearest to n t = constant.
+    """
+    import numpy as np
+
+    frame = kind(tables, "widths")
+    target = FINAL * frame["width"].min() / frame["width"]
+    off = np.abs(np.log(frame["t"] / target))
+    return ranked(frame[off == off.groupby(frame["width"]).transform("min")], (1,))
 
 
 def outside(tables: Tables) -> pd.DataFrame:
     """Share of eigenvalues above λ_1/100: what is not bulk."""
-    frame = kind(tables)
-    frame = frame[frame["t"] == FINAL]
-    return frame.assign(value=frame["above_hundredth"] / frame["x"])
+    frame = numbered(kind(tables, "ends"))
+    return frame.assign(value=frame["value"] / frame["x"])
 
 
 def bulk(tables: Tables) -> pd.DataFrame:
     """Share of the spectrum below λ_1/100, of all networks with at least three parameters per example."""
-    frame = tables.part("widths", loss_function="xent", t=FINAL)
-    frame = frame[frame["parameters"] >= 3 * frame["examples"]]
-    return frame.assign(value=1 - frame["above_hundredth"] / frame["parameters"])
+    frame = tables.part("ends", loss_function="xent")
+    frame = numbered(frame[frame["parameters"] >= 3 * frame["examples"]])
+    return frame.assign(value=1 - frame["value"] / frame["parameters"])
 
 
 def null_bulk(tables: Tables) -> pd.DataFrame:
@@ -83,16 +95,32 @@ def null_bulk(tables: Tables) -> pd.DataFrame:
     return frame.assign(value=1 - frame["above_hundredth"], depth=0, activation="none", width=frame["dimensions"])
 
 
-def over_time() -> Data:
-    """λ_1 and λ_k against η t, at snapshots where every example is classified correctly."""
+def gaps(tables: Tables) -> pd.DataFrame:
+    """Whether the detectors agree that there is a gap, in networks on digits."""
+    frame = tables.part("ends", loss_function="xent")
+    return agreeing(frame[frame["parameters"] >= 3 * frame["examples"]])
+
+
+def gaps_on_clusters(source: Data) -> Data:
+    """Whether the detectors agree on networks of another kind."""
 
     def data(tables: Tables) -> pd.DataFrame:
-        frame = kind(tables)
-        frame = frame[frame["train_accuracy"] == 1]
-        several = frame.groupby(["width", "seed"])["t"].transform("size") >= 2
-        return ranked(frame[several], (1, CLASSES)).drop(columns="x").rename(columns={"eta_t": "x"})
+        return agreeing(source(tables)).assign(depth=2, width=BLOB_WIDTH)
 
     return data
+
+
+def agreeing(frame: pd.DataFrame) -> pd.DataFrame:
+    """1 where the largest ratio and the class edge count the same, give or take one."""
+    return frame.assign(value=((frame["ratio"] - frame["class_edge"]).abs() <= 1).astype(float))
+
+
+def over_time(tables: Tables) -> pd.DataFrame:
+    """λ_1 and λ_k against η t, at snapshots where every example is classified correctly."""
+    frame = kind(tables, "widths")
+    frame = frame[frame["train_accuracy"] == 1]
+    several = frame.groupby(["data", "width", "seed"])["t"].transform("size") >= 2
+    return ranked(frame[several], (1, CLASSES)).drop(columns="x").rename(columns={"eta_t": "x"})
 
 
 # --- Clusters ---------------------------------------------------------------------------------------------------------
@@ -120,21 +148,24 @@ def twice(frame: pd.DataFrame) -> pd.Series:
     return 2 * frame["clusters"]
 
 
-def readings(source: Data, law: Callable[[pd.DataFrame], pd.Series] | None = None) -> Data:
-    """Ask of each network, once per deciding detector, whether its count is within one of k, or of what `law` says.
+def counted(source: Data, law: Callable[[pd.DataFrame], pd.Series] | None = None, clear: bool = False) -> Data:
+    """Whether networks have k outliers, or as many as `law` says: give or take one, exactly for fewer than four.
 
-    Where the detectors contradict each other half of the rows are false, and a claim about most of them is undecided.
+    The largest ratio counts; where the class edge contradicts it by more than one there is no clear gap, and the row is
+    unclear, or false if it has to be `clear`. Give or take one of two would let half the counts there are pass.
     """
 
     def data(tables: Tables) -> pd.DataFrame:
-        import pandas as pd
+        import numpy as np
+
+        from theory.curvature import outliers
 
         frame = source(tables)
-        target = frame["clusters"] if law is None else law(frame)
-        votes = [
-            frame.assign(value=((frame[name] - target).abs() <= 1).astype(float), detector=name) for name in DETECTORS
-        ]
-        return pd.concat(votes)
+        target = (frame["clusters"] if law is None else law(frame)).to_numpy(dtype=float)
+        count = outliers.consensus(frame["ratio"], frame["class_edge"])
+        with np.errstate(invalid="ignore"):
+            hit = np.abs(count - target) <= np.where(target < 4, 0, 1)
+        return frame.assign(value=hit.astype(float), unclear=0.0 if clear else np.isnan(count).astype(float))
 
     return data
 
@@ -172,11 +203,18 @@ def pairs(column: str, rotate: bool = False) -> Data:
     return data
 
 
-def outliers_against_std(tables: Tables) -> pd.DataFrame:
-    """Counts of outliers on two blobs."""
-    frame = tables["separability"]
-    sizes = [parameters((2, width, width, 2)) for width in frame["width"]]
-    return frame.assign(clusters=2, parameters=sizes)
+def count_changes(factor: float = 1.0) -> Data:
+    """Outliers of networks on blobs of larger deviation less those on the smallest, by the largest ratio."""
+
+    def data(tables: Tables) -> pd.DataFrame:
+        frame = tables["separability"]
+        least = frame["std"].min()
+        first = frame[frame["std"] == least].set_index(["width", "seed"])["ratio"]
+        rest = frame[frame["std"] > least]
+        reference = first.loc[list(zip(rest["width"], rest["seed"], strict=True))].to_numpy()
+        return rest.assign(value=factor * rest["ratio"] - reference)
+
+    return data
 
 
 # --- Exact spectra ----------------------------------------------------------------------------------------------------
@@ -281,6 +319,21 @@ def unequal_iterations(tables: Tables) -> pd.DataFrame:
     return late(tables, "large").rename(columns={"largest": "value"}).merge(early, on="seed")
 
 
+def convolutional(swap: bool = False) -> Data:
+    """λ_1 of convolutional networks trained with the larger batch beside those with the smaller one, seed by seed."""
+
+    def data(tables: Tables) -> pd.DataFrame:
+        import numpy as np
+
+        frame = tables["convolutions"]
+        frame = frame.assign(value=[np.log(top[0]) for top in frame["top"]])
+        means = np.exp(frame.groupby(["data", "seed", "batch"])["value"].mean()).unstack()
+        first, second = (means.columns.max(), means.columns.min())[:: -1 if swap else 1]
+        return means.rename(columns={first: "value", second: "reference"}).reset_index()
+
+    return data
+
+
 def count_difference(factor: float = 1.0) -> Data:
     """Outliers of large-batch networks less `factor` times those of small-batch ones."""
 
@@ -305,12 +358,12 @@ def barriers(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["path", "seed", "value"])
 
 
-def barrier_share(path: str) -> Data:
-    """Barrier of a path as a share of the one between independent solutions, seed by seed."""
+def barrier_excess(path: str, share: float) -> Data:
+    """Barrier of a path less a share of the one between independent solutions, seed by seed."""
 
     def data(tables: Tables) -> pd.DataFrame:
         frame = barriers(tables).pivot(index="seed", columns="path", values="value").reset_index()
-        return frame.assign(value=frame[path] / frame["other start"].mean())
+        return frame.assign(value=frame[path] - share * frame["other start"])
 
     return data
 

@@ -1,16 +1,19 @@
-"""Data and networks of the study: what is drawn from a seed, and how a network is trained up to where it is measured."""
+"""What the trials share: factors, the data that a seed draws, training, and what is recorded of every network."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from assay import AssayError
+from assay import AssayError, Factor, Pack
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import torch
 
     from theory.curvature import Curvature
@@ -19,14 +22,39 @@ if TYPE_CHECKING:
 STD = 0.1
 """Initial standard deviation of every weight and bias, at every width: the papers' choice."""
 CLASSES = 10
-INPUTS = {"digits": 64, "mnist": 784, "cifar10": 3072}
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+INPUTS = {name: math.prod(shape) for name, shape in SHAPES.items()}
 GROUP_BYTES = 2**28
-"""Members are measured in groups whose second derivatives take about this much memory."""
+"""Members are measured in groups that take about this much memory."""
+BASIS = 1000
+"""Vectors that a search for eigenpairs holds, at most about."""
+COUNTS = {"edge": float, "gap": int, "ratio": int, "elbow": int, "class_edge": int, "k_gap": float}
+"""Columns of `count_outliers`, beside the upper end of the spectrum."""
+
+
+TRAINING = {"train_loss": float, "train_accuracy": float, "grad_norm": float}
+"""Columns of every snapshot."""
+
+
+def seeds(smoke: int, laptop: int, cluster: int) -> Factor:
+    """A seed is the sampling unit: it fixes the data, their order and, for each shape, the initial weights."""
+    counts = {"smoke": smoke, "laptop": laptop, "cluster": cluster}
+    return Factor("seed", {scale: tuple(range(count)) for scale, count in counts.items()}, packed=True)
+
+
+def scaled(smoke: tuple, laptop: tuple, cluster: tuple) -> dict[str, tuple]:
+    """Values of a factor at the three scales."""
+    return {"smoke": smoke, "laptop": laptop, "cluster": cluster}
 
 
 def layers(data: str, width: int, depth: int) -> tuple[int, ...]:
     """Layer sizes of a network with hidden layers of one width."""
     return (INPUTS[data], *[width] * depth, CLASSES)
+
+
+def parameters(sizes: Sequence[int]) -> int:
+    """M of a network with biases."""
+    return sum((below + 1) * above for below, above in pairwise(sizes))
 
 
 @cache
@@ -82,15 +110,25 @@ def trained(
     return [state.copy(torch.float64) for state in snapshots(mlp, batches, loss, record)]
 
 
+def member_bytes(sizes: Sequence[int], examples: int) -> int:
+    """Bytes that measuring one network takes: what is known of every example, and the basis of a search."""
+    units = sum(sizes[1:])
+    return 8 * (examples * units * (units + 8) + BASIS * parameters(sizes))
+
+
 def each_group(
-    mlp: StackedMLP, x: torch.Tensor, y: torch.Tensor, loss: str, measure: Callable[[Curvature, slice], dict]
+    mlp: StackedMLP,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    loss: str,
+    measure: Callable[[Curvature, slice], dict],
+    group: int | None = None,
 ) -> dict[str, list]:
     """Measure a few members at a time, in double precision, and join what `measure` returns per member."""
     from theory.curvature import MLPCurvature
     from theory.ensemble import chunks
 
-    units = sum(mlp.sizes[1:])
-    size = max(1, GROUP_BYTES // (8 * x.shape[-2] * units * (units + 8)))
+    size = group or max(1, GROUP_BYTES // member_bytes(mlp.sizes, x.shape[-2]))
     joined: dict[str, list] = {}
     for rows in chunks(mlp.members, size):
         part = MLPCurvature(mlp.narrow(rows.start, rows.stop - rows.start), x[rows], y[rows], loss)
@@ -106,4 +144,44 @@ def snapshot(curvature: Curvature, y: torch.Tensor) -> dict[str, list[float]]:
         "train_loss": curvature.loss().tolist(),
         "train_accuracy": (f.argmax(-1) == y.argmax(-1)).double().mean(-1).tolist(),
         "grad_norm": curvature.gradient().norm(dim=-1).tolist(),
+    }
+
+
+def upper_end(curvature: Curvature, count: int) -> dict[str, list]:
+    """The largest eigenvalues of H per member, and the largest residual ‖Hv − λv‖/λ_1 of their pairs."""
+    from theory.curvature import eigenpairs
+
+    count = min(count, curvature.parameters)
+    pairs = eigenpairs(curvature.product, curvature.members, curvature.parameters, count, device=curvature.device)
+    residual = pairs.residuals.amax(-1) / pairs.values[:, 0].abs()
+    return {"top": pairs.values.tolist(), "residual": residual.tolist()}
+
+
+def over_time(pack: Pack, steps: Sequence[int], found: Sequence[Mapping[str, list]]) -> pd.DataFrame:
+    """One row per cell and snapshot, from one list over cells per column and snapshot."""
+    import pandas as pd
+
+    return pd.concat([pack.frame(**columns).assign(t=step) for step, columns in zip(steps, found, strict=True)])
+
+
+def count_outliers(
+    curvature: Curvature, labels: torch.Tensor, loss: str, k: int, window: int, count: int = 0
+) -> dict[str, list]:
+    """The upper end of H, the edge λ_1(H − G_class), and what every detector counts in one window, per member."""
+    import numpy as np
+
+    from theory.curvature import class_directions, eigenpairs, outliers, row_weights, without_class
+
+    found = upper_end(curvature, max(window + 1, count))
+    tops = np.array(found["top"])
+    factors = curvature.adjoint(class_directions(row_weights(curvature.f(), loss), labels))  # G_class = D Dᵀ
+    rest = without_class(curvature.product, factors)
+    edge = eigenpairs(rest, curvature.members, curvature.parameters, 1, device=curvature.device).values[:, 0].tolist()
+    return found | {
+        "edge": edge,
+        "gap": outliers.gap(tops, window).tolist(),
+        "ratio": outliers.ratio(tops, window).tolist(),
+        "elbow": outliers.elbow(tops, window).tolist(),
+        "class_edge": outliers.class_edge(tops, edge, tolerance=1e-6).tolist(),  # both ends come from Lanczos
+        "k_gap": outliers.k_gap(tops, k).tolist(),
     }

@@ -1,15 +1,34 @@
-"""What the study measures: the factors of each trial, and the functions that measure a pack."""
+"""Trials on digits and on random matrices, and the list of all trials: their factors, and what measures a pack."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from assay import Factor, Pack, Table, Trial
-from studies.hessian.networks import CLASSES, INPUTS, draw, each_group, layers, snapshot, trained
+from studies.hessian.clusters import clusters, resamples, separability
+from studies.hessian.networks import (
+    CLASSES,
+    COUNTS,
+    INPUTS,
+    SHAPES,
+    TRAINING,
+    count_outliers,
+    draw,
+    each_group,
+    layers,
+    member_bytes,
+    over_time,
+    parameters,
+    scaled,
+    seeds,
+    snapshot,
+    trained,
+    upper_end,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,187 +39,15 @@ if TYPE_CHECKING:
 
 TOP = 60
 """Eigenvalues recorded at the upper end of a spectrum."""
-TRAINING = {"train_loss": float, "train_accuracy": float, "grad_norm": float}
-COUNTS = {"gap": int, "ratio": int, "elbow": int, "class_edge": int, "k_gap": float}
-
-
-def seeds(smoke: int, laptop: int, cluster: int) -> Factor:
-    """A seed is the sampling unit: it fixes the data, their order and, for each shape, the initial weights."""
-    counts = {"smoke": smoke, "laptop": laptop, "cluster": cluster}
-    return Factor("seed", {scale: tuple(range(count)) for scale, count in counts.items()}, packed=True)
-
-
-def scaled(smoke: tuple, laptop: tuple, cluster: tuple) -> dict[str, tuple]:
-    """Values of a factor at the three scales."""
-    return {"smoke": smoke, "laptop": laptop, "cluster": cluster}
-
-
-def upper_end(curvature: Curvature, count: int) -> dict[str, list]:
-    """The largest eigenvalues of H per member, and the largest residual ‖Hv − λv‖/λ_1 of their pairs."""
-    from theory.curvature import eigenpairs
-
-    count = min(count, curvature.parameters)
-    pairs = eigenpairs(curvature.product, curvature.members, curvature.parameters, count, device=curvature.device)
-    residual = pairs.residuals.amax(-1) / pairs.values[:, 0].abs()
-    return {"top": pairs.values.tolist(), "residual": residual.tolist()}
-
-
-# --- Gaussian clusters ------------------------------------------------------------------------------------------------
-
-BLOB_INPUTS, BLOB_WIDTH, BLOB_STEPS, BLOB_RATE = 100, 30, 2000, 0.1
-CLUSTERS = scaled((2, 5), (2, 5, 10, 20), (2, 5, 10, 20, 50))
-BLOB_STD = {"random": 1.0, "orthogonal": 0.3}
-
-
-def _relu_or_plain(cell: Mapping[str, Any]) -> bool:
-    """The papers' relu networks on true classes; tanh, and labels at random, on random centres only."""
-    usual = cell["activation"] == "relu", cell["labels"] == "classes"
-    return all(usual) or (cell["centres"] == "random" and any(usual))
-
-
-def blob_sizes(k: int) -> tuple[int, ...]:
-    """Layer sizes of the papers' network on k clusters: 3960 + 31 k parameters."""
-    return (BLOB_INPUTS, BLOB_WIDTH, BLOB_WIDTH, k)
-
-
-def count_outliers(curvature: Curvature, labels: torch.Tensor, k: int, window: int) -> dict[str, list]:
-    """The upper end of H, the edge λ_1(H − G_class), and what every detector counts, per member."""
-    import numpy as np
-
-    from theory.curvature import class_factors, eigenpairs, outliers, row_weights, without_class
-
-    found = upper_end(curvature, window + 1)
-    tops = np.array(found["top"])
-    factors = class_factors(curvature.rows(), row_weights(curvature.f(), "xent"), labels)
-    rest = without_class(curvature.product, factors)
-    edge = eigenpairs(rest, curvature.members, curvature.parameters, 1, device=curvature.device).values[:, 0].tolist()
-    return found | {
-        "edge": edge,
-        "gap": outliers.gap(tops, window).tolist(),
-        "ratio": outliers.ratio(tops, window).tolist(),
-        "elbow": outliers.elbow(tops, window).tolist(),
-        "class_edge": outliers.class_edge(tops, edge, tolerance=1e-6).tolist(),  # both ends come from Lanczos
-        "k_gap": outliers.k_gap(tops, k).tolist(),
-    }
-
-
-def on_clusters(pack: Pack, steps: Sequence[int]) -> tuple[list[StackedMLP], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Networks trained on k clusters, at each of the given steps; their inputs, one-hot targets and labels."""
-    import torch
-
-    from theory.datasets import blobs
-    from theory.ensemble import FullBatch, stream
-
-    k, N = pack["clusters"], pack["examples"]
-    cells = zip(pack.column("centres"), pack.column("labels"), pack.column("seed"), strict=True)
-    inputs, labels = [], []
-    for centres, kind, seed in cells:
-        held = blobs(k, BLOB_INPUTS, N, BLOB_STD[centres], seed, centres)
-        order = torch.randperm(N, generator=stream("labels", seed)) if kind == "random" else torch.arange(N)
-        inputs.append(torch.from_numpy(held.x))
-        labels.append(torch.from_numpy(held.labels)[order])
-    x, label = torch.stack(inputs).to(pack.device), torch.stack(labels).to(pack.device)
-    y = torch.nn.functional.one_hot(label, k).double()
-    batches = FullBatch(x.float(), y.float(), BLOB_STEPS, len(pack))
-    states = trained(blob_sizes(k), pack["activation"], pack.column("seed"), "xent", BLOB_RATE, batches, steps)
-    return states, x, y, label
-
-
-def window(pack: Pack) -> int:
-    """How many eigenvalues detectors look at: one number for every k, since one that grew with k would tell the answer."""
-    from theory.curvature import outliers
-
-    return outliers.search_window(max(CLUSTERS[pack.scale]), parameters(blob_sizes(min(CLUSTERS[pack.scale]))))
-
-
-def measure_clusters(pack: Pack) -> pd.DataFrame:
-    """Train on k clusters and count outliers with every detector, before and after."""
-    steps = (0, BLOB_STEPS)
-    states, x, y, label = on_clusters(pack, steps)
-
-    def measure(curvature: Curvature, rows: slice) -> dict[str, list]:
-        return snapshot(curvature, y[rows]) | count_outliers(curvature, label[rows], pack["clusters"], window(pack))
-
-    return over_time(pack, steps, [each_group(state, x, y, "xent", measure) for state in states])
-
-
-DRAWS = 100
-
-
-def measure_resamples(pack: Pack) -> pd.DataFrame:
-    """Count the outliers of G again with the examples drawn with replacement: how sure one network is of its count."""
-    import numpy as np
-
-    from theory.curvature import MLPCurvature, outliers, row_weights
-
-    (state,), x, y, label = on_clusters(pack, (BLOB_STEPS,))
-    found: dict[str, list[list[float]]] = {"ratio": [], "class_edge": [], "k_gap": []}
-    for member, seed in enumerate(pack.column("seed")):
-        one = slice(member, member + 1)
-        curvature = MLPCurvature(state.narrow(member, 1), x[one], y[one], "xent")
-        p = row_weights(curvature.f(), "xent")[0]
-        drawn = outliers.bootstrap_counts(
-            curvature.gram()[0].cpu(), p.cpu(), label[member].cpu(), draws=DRAWS, seed=seed, window=window(pack)
-        )
-        for name in ("ratio", "class_edge"):
-            found[name].append(drawn.counts[name].astype(float).tolist())
-        found["k_gap"].append(np.asarray(drawn.k_gap).tolist())
-    return pack.frame(**found)
-
-
-def over_time(pack: Pack, steps: Sequence[int], found: Sequence[Mapping[str, list]]) -> pd.DataFrame:
-    """One row per cell and snapshot, from one list over cells per column and snapshot."""
-    import pandas as pd
-
-    return pd.concat([pack.frame(**columns).assign(t=step) for step, columns in zip(steps, found, strict=True)])
-
-
-def parameters(sizes: Sequence[int]) -> int:
-    """M of a network with biases."""
-    return sum((below + 1) * above for below, above in pairwise(sizes))
-
-
-clusters = Trial(
-    "clusters",
-    (
-        Factor("activation", ("relu", "tanh")),
-        Factor("examples", scaled((100,), (400,), (1000, 5000))),
-        Factor("clusters", CLUSTERS),
-        Factor("centres", ("random", "orthogonal"), packed=True),
-        Factor("labels", ("classes", "random"), packed=True),
-        seeds(3, 10, 10),
-    ),
-    (Table("clusters", {"t": int, **TRAINING, "top": list[float], "residual": float, "edge": float, **COUNTS}),),
-    measure_clusters,
-    where=_relu_or_plain,
-    cost=lambda cell: (1.7 + 0.15 * cell["clusters"]) * cell["examples"] / 400,
-    memory=lambda cell: 8.0 * cell["examples"] * (BLOB_INPUTS + 5000),
-    gpus={"cluster": 0.5},
-)
-
-
-resamples = Trial(
-    "resamples",
-    (
-        Factor("activation", ("relu",)),
-        Factor("examples", scaled((100,), (400,), (1000,))),
-        Factor("clusters", scaled((2,), (2, 5, 10), (2, 5, 10, 20))),
-        Factor("centres", ("random",), packed=True),
-        Factor("labels", ("classes",), packed=True),
-        seeds(2, 4, 5),
-    ),
-    (Table("resamples", {"ratio": list[float], "class_edge": list[float], "k_gap": list[float]}),),
-    measure_resamples,
-    cost=lambda cell: (0.8 + 0.9 * cell["clusters"]) * (cell["examples"] / 400) ** 2,
-    memory=lambda cell: 16.0 * (cell["examples"] * cell["clusters"]) ** 2,
-)
-
 
 # --- Width, depth, loss and training time -----------------------------------------------------------------------------
 
 WIDTH_STEPS = (250, 500, 1000, 2000, 4000)
+FINAL = 2000
+"""Step at which networks are compared."""
 WIDTH_RATE = 0.2
-ABOVE = {"above_tenth": 1e-1, "above_hundredth": 1e-2}
+LONG = 240
+"""Eigenvalues recorded then at most, as many as it takes to reach λ_1/100."""
 
 
 def _one_change(cell: Mapping[str, Any]) -> bool:
@@ -209,13 +56,7 @@ def _one_change(cell: Mapping[str, Any]) -> bool:
     return changes == 0 or (changes == 1 and 20 <= cell["width"] <= 80)
 
 
-def count_above(top: Sequence[float], tau: float) -> float:
-    """#{λ_j > τ λ_1}; NaN if the recorded eigenvalues do not reach down to it."""
-    found = sum(value > tau * top[0] for value in top)
-    return math.nan if found == len(top) else float(found)
-
-
-def measure_widths(pack: Pack) -> pd.DataFrame:
+def measure_widths(pack: Pack) -> dict[str, pd.DataFrame]:
     """Train by gradient descent on the same data at one width, and record the upper end of the spectrum on the way."""
     from theory.curvature import outliers
     from theory.ensemble import FullBatch
@@ -227,38 +68,49 @@ def measure_widths(pack: Pack) -> pd.DataFrame:
     window = outliers.search_window(CLASSES, parameters(sizes))
 
     def measure(curvature: Curvature, rows: slice) -> dict[str, list]:
-        found = upper_end(curvature, TOP)
-        counts = {name: [count_above(top, tau) for top in found["top"]] for name, tau in ABOVE.items()}
-        ratio = [outliers.ratio(top, window) for top in found["top"]]
-        return snapshot(curvature, y[rows]) | found | counts | {"ratio": ratio}
+        return snapshot(curvature, y[rows]) | upper_end(curvature, TOP)
+
+    def count(curvature: Curvature, rows: slice) -> dict[str, list]:
+        number = TOP
+        while True:
+            found = count_outliers(curvature, y[rows].argmax(-1), loss, CLASSES, window, number)
+            if number == LONG or loss != "xent" or all(top[-1] < 0.01 * top[0] for top in found["top"]):
+                return found
+            number *= 2
 
     frame = over_time(pack, WIDTH_STEPS, [each_group(state, x, y, loss, measure) for state in states])
-    return frame.assign(eta_t=WIDTH_RATE * frame["t"], parameters=parameters(sizes))
+    # One at a time: how far one network has to be searched must not lengthen what is recorded of another.
+    ends = pack.frame(**each_group(states[WIDTH_STEPS.index(FINAL)], x, y, loss, count, group=1))
+    return {
+        "widths": frame.assign(eta_t=WIDTH_RATE * frame["t"], parameters=parameters(sizes)),
+        "ends": ends.assign(parameters=parameters(sizes)),
+    }
 
 
 widths = Trial(
     "widths",
     (
-        Factor("data", scaled(("digits",), ("digits",), ("mnist",))),
+        Factor("data", scaled(("digits",), ("digits",), ("mnist", "cifar10"))),
         Factor("examples", scaled((100,), (200,), (1000,))),
         Factor("loss_function", ("xent", "mse")),
         Factor("depth", (1, 2)),
         Factor("activation", ("relu", "tanh")),
         Factor("width", scaled((20, 40), (10, 20, 40, 80, 160), (10, 20, 30, 50, 70))),
-        seeds(3, 8, 10),
+        seeds(3, 10, 10),
     ),
     (
         Table(
             "widths",
-            {"t": int, "eta_t": float, "parameters": int, **TRAINING, "top": list[float], "residual": float}
-            | dict.fromkeys(ABOVE, float)
-            | {"ratio": int},
+            {"t": int, "eta_t": float, "parameters": int, **TRAINING, "top": list[float], "residual": float},
         ),
+        Table("ends", {"parameters": int, "top": list[float], "residual": float, **COUNTS}),
     ),
     measure_widths,
     where=_one_change,
-    cost=lambda cell: (0.4 + 0.065 * cell["width"]) * cell["depth"] * cell["examples"] / 200,
-    memory=lambda cell: 8.0 * cell["examples"] * (INPUTS[cell["data"]] + 300 * cell["width"]),
+    cost=lambda cell: (
+        (0.8 + 0.055 * cell["width"]) * cell["depth"] * INPUTS[cell["data"]] / 64 * cell["examples"] / 200
+    ),
+    memory=lambda cell: 3.0 * member_bytes(layers(cell["data"], cell["width"], cell["depth"]), cell["examples"]),
     gpus={"cluster": 0.5},
 )
 
@@ -267,15 +119,17 @@ widths = Trial(
 
 EXACT_STEPS = (0, 300, 1000, 3000)
 LOWEST = 20
-NEGATIVE, CLEARLY_NEGATIVE = 1e-6, 1e-3
-"""Below minus this share of λ_1 an eigenvalue counts as negative, or as clearly so."""
+NEGATIVE, CLEARLY_NEGATIVE, ZERO = 1e-6, 1e-3, 1e-8
+"""Shares of λ_1 beyond which an eigenvalue counts as negative or clearly so, and below which it counts as zero."""
+RANKS = 101
+"""Eigenvalues kept of a whole spectrum, at evenly spaced ranks."""
 
 
 def measure_exact(pack: Pack) -> pd.DataFrame:
     """Whole spectra of H, of its Gauss-Newton part G and of the rest R, at the start and over training."""
     import torch
 
-    from theory.curvature import MLPCurvature
+    from theory.curvature import MLPCurvature, outliers
     from theory.ensemble import FullBatch
 
     x, y = draw(pack["data"], pack["examples"], pack.column("seed"), pack.device)
@@ -294,10 +148,9 @@ def measure_exact(pack: Pack) -> pd.DataFrame:
         diagonal = torch.linalg.eigvalsh(root * plain * root.mT).flip(-1)[:, :CLASSES]
         first, leading = h[:, 0], slice(0, CLASSES)
 
-        def share(where: torch.Tensor) -> list[float]:
-            return where.double().mean(-1).tolist()
-
+        M, spectra = h.shape[1], h.cpu().numpy()
         return snapshot(curvature, y[rows]) | {
+            "spread_h": h[:, torch.linspace(0, M - 1, RANKS).round().long()].tolist(),
             "top_h": h[:, :TOP].tolist(),
             "top_g": g[:, :TOP].tolist(),
             "top_fisher": fisher.tolist(),
@@ -311,9 +164,9 @@ def measure_exact(pack: Pack) -> pd.DataFrame:
             "lowest_h": (h[:, -1] / first).tolist(),
             "lowest_g": (g[:, -1] / first).tolist(),
             "lowest_r": (r[:, -1] / first).tolist(),
-            "negative": share(h < -NEGATIVE * h[:, :1]),
-            "clearly_negative": share(h < -CLEARLY_NEGATIVE * h[:, :1]),
-            "zero": share(h.abs() < NEGATIVE * h[:, :1]),
+            "negative": outliers.negative_fraction(spectra, M, NEGATIVE).tolist(),
+            "clearly_negative": outliers.negative_fraction(spectra, M, CLEARLY_NEGATIVE).tolist(),
+            "zero": outliers.zero_fraction(spectra, M, ZERO).tolist(),
         }
 
     found = [each_group(state, x, y, "xent", partial(measure, state=state)) for state in states]
@@ -333,13 +186,13 @@ exact = Trial(
         Factor("examples", scaled((60,), (150,), (500,))),
         Factor("activation", ("relu", "tanh")),
         Factor("width", scaled((4, 8), (6, 12, 24), (5, 10, 20))),
-        seeds(3, 8, 10),
+        seeds(3, 10, 10),
     ),
     (
         Table(
             "exact",
             {"t": int, "eta_t": float, "parameters": int, **TRAINING}
-            | dict.fromkeys(("top_h", "top_g", "top_fisher", "bottom_h"), list[float])
+            | dict.fromkeys(("spread_h", "top_h", "top_g", "top_fisher", "bottom_h"), list[float])
             | dict.fromkeys(EXACT_NUMBERS, float),
         ),
     ),
@@ -400,47 +253,6 @@ density = Trial(
     cost=lambda cell: 1.0 + 3.0 * (parameters(layers(cell["data"], cell["width"], 1)) / 1810) ** 2,
     memory=lambda cell: 8.0 * 8 * parameters(layers(cell["data"], cell["width"], 1)) ** 2,
     gpus={"cluster": 0.5},
-)
-
-
-# --- Separability -----------------------------------------------------------------------------------------------------
-
-PAIR_RATE, PAIR_STEPS, PAIR_EXAMPLES, PAIR_WINDOW = 0.2, 3000, 100, 10
-
-
-def measure_separability(pack: Pack) -> pd.DataFrame:
-    """Two Gaussian blobs in the plane, more or less far apart, and the outliers of small networks on them."""
-    import torch
-
-    from theory.datasets import two_blobs
-    from theory.ensemble import FullBatch
-
-    cells = zip(pack.column("std"), pack.column("seed"), strict=True)
-    held = [two_blobs(PAIR_EXAMPLES, std, seed) for std, seed in cells]
-    x = torch.stack([torch.from_numpy(one.x) for one in held]).to(pack.device)
-    label = torch.stack([torch.from_numpy(one.labels) for one in held]).to(pack.device)
-    y = torch.nn.functional.one_hot(label, 2).double()
-    batches = FullBatch(x.float(), y.float(), PAIR_STEPS, len(pack))
-    sizes = (2, pack["width"], pack["width"], 2)
-    (state,) = trained(sizes, "relu", pack.column("seed"), "xent", PAIR_RATE, batches, (PAIR_STEPS,))
-
-    def measure(curvature: Curvature, rows: slice) -> dict[str, list]:
-        return snapshot(curvature, y[rows]) | count_outliers(curvature, label[rows], 2, PAIR_WINDOW)
-
-    return pack.frame(**each_group(state, x, y, "xent", measure))
-
-
-separability = Trial(
-    "separability",
-    (
-        Factor("width", scaled((4,), (4, 6, 10), (2, 6, 10, 14, 18))),
-        Factor("std", (0.25, 0.5, 1.0), packed=True),
-        seeds(6, 16, 100),
-    ),
-    (Table("separability", {**TRAINING, "top": list[float], "residual": float, "edge": float, **COUNTS}),),
-    measure_separability,
-    cost=lambda cell: 0.3,
-    memory=lambda cell: 8.0 * PAIR_EXAMPLES * 5000,
 )
 
 
@@ -527,9 +339,80 @@ batches = Trial(
 )
 
 
+# --- Convolutional networks -------------------------------------------------------------------------------------------
+
+CONV_STEPS = 600
+CONV_LATE = (500, 550, 600)
+
+
+def conv_net(data: str, seed: int) -> torch.nn.Module:
+    """Two convolutions with relu and max-pooling and two fully connected layers, as in Sagun et al. 2017, Sec. 3.3."""
+    import torch
+    from torch import nn
+
+    from theory.ensemble import normal
+
+    channels, side, _ = SHAPES[data]
+    net = nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(16 * (side // 4) ** 2, 32), nn.ReLU(), nn.Linear(32, CLASSES),
+    )  # fmt: skip
+    with torch.no_grad():
+        for index, p in enumerate(net.parameters()):
+            fan_in = math.prod(p.shape[1:])
+            p.copy_(
+                normal(p.shape, "conv init", seed, index) * math.sqrt(2 / fan_in) if p.dim() > 1 else torch.zeros(())
+            )
+    return net
+
+
+def measure_convolutions(pack: Pack) -> pd.DataFrame:
+    """Train convolutional networks with large or small batches, and record the upper end of the spectrum at the end."""
+    from torch.nn.functional import cross_entropy
+
+    from theory.curvature import ModuleCurvature
+    from theory.ensemble import Batches, Ensemble
+
+    seed, shape = pack.column("seed"), SHAPES[pack["data"]]
+    x, y = draw(pack["data"], pack["examples"], seed, pack.device)
+    batches = Batches(x.float(), y.float(), pack["batch"], CONV_STEPS, seed)
+    models = [conv_net(pack["data"], one).to(pack.device) for one in seed]
+    ensemble = Ensemble(models, BATCH_RATE)
+    found = []
+    for step in range(CONV_STEPS):
+        inputs, targets = batches[step]
+        ensemble.step(
+            cross_entropy, inputs.expand(len(pack), -1, -1).unflatten(-1, shape), targets.expand(len(pack), -1, -1)
+        )
+        if step + 1 in CONV_LATE:
+            for index, model in enumerate(models):
+                model.load_state_dict({name: p[index] for name, p in ensemble.parameters.items()})
+            doubled = [model.double() for model in copy.deepcopy(models)]
+            curvature = ModuleCurvature(doubled, x.unflatten(-1, shape), y, "xent")
+            found.append(snapshot(curvature, y) | upper_end(curvature, 2 * CLASSES))
+    return over_time(pack, CONV_LATE, found)
+
+
+convolutions = Trial(
+    "convolutions",
+    (
+        Factor("data", scaled(("digits",), ("digits",), ("mnist", "cifar10"))),
+        Factor("examples", scaled((64,), (256,), (1000,))),
+        Factor("batch", scaled((SMALL, 64), (SMALL, 128), (SMALL, 512))),
+        seeds(2, 8, 10),
+    ),
+    (Table("convolutions", {"t": int, **TRAINING, "top": list[float], "residual": float}),),
+    measure_convolutions,
+    cost=lambda cell: 9.0 * INPUTS[cell["data"]] / 64 * cell["examples"] / 256,
+    memory=lambda cell: 8.0 * 200 * cell["examples"] * INPUTS[cell["data"]],
+    gpus={"cluster": 0.5},
+)
+
+
 # --- Random matrices --------------------------------------------------------------------------------------------------
 
-SPIKES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
+SPIKES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def measure_spikes(pack: Pack) -> pd.DataFrame:
@@ -547,16 +430,16 @@ def measure_spikes(pack: Pack) -> pd.DataFrame:
 spikes = Trial(
     "spikes",
     (
-        Factor("dimensions", scaled((400, 300), (1600, 600), (6400, 2400))),
-        Factor("examples", scaled((200, 600), (800, 1200), (3200, 4800))),
+        Factor("dimensions", scaled((400, 300), (800, 300), (3200, 1200))),
+        Factor("examples", scaled((200, 600), (400, 600), (1600, 2400))),
         Factor("spike", SPIKES, packed=True),
-        seeds(10, 20, 20),
+        seeds(10, 600, 200),
     ),
     (Table("spikes", {"largest": float, "above_hundredth": float}),),
     measure_spikes,
     where=lambda cell: cell["dimensions"] / cell["examples"] in (0.5, 2.0),
-    cost=lambda cell: 0.2 * (min(cell["dimensions"], cell["examples"]) / 800) ** 2.5,
-    memory=lambda cell: 8.0 * 3 * cell["dimensions"] * cell["examples"],
+    cost=lambda cell: 0.03 * (min(cell["dimensions"], cell["examples"]) / 400) ** 2.5,
+    memory=lambda cell: 8.0 * cell["dimensions"],
 )
 
-TRIALS = (widths, clusters, resamples, exact, density, separability, batches, spikes)
+TRIALS = (widths, clusters, resamples, exact, density, separability, batches, convolutions, spikes)

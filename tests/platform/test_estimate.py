@@ -335,6 +335,22 @@ def test_proportion_is_wilsons(kind: Kind, hits: int, outcome: str) -> None:
     assert (found.estimate, found.low, found.high) == pytest.approx((hits / 20, wilson.low, wilson.high))
 
 
+@pytest.mark.parametrize(
+    ("true", "unclear", "outcome"),
+    [(20, 0, "supported"), (16, 4, "supported"), (10, 10, "inconclusive"), (0, 20, "inconclusive"), (0, 3, "refuted")],
+)
+def test_unclear_rows_count_against_the_claim_and_for_it(true: int, unclear: int, outcome: str) -> None:
+    rows = one_row_per_seed(np.arange(20) < true, unclear=(np.arange(20) >= true) & (np.arange(20) < true + unclear))
+    found = sole(assess(Proportion(at_least=0.5), rows, SEED))
+    assert found.outcome == outcome
+    ends = [stats.binomtest(hits, 20).proportion_ci(method="wilson") for hits in (true, true + unclear)]
+    assert (found.low, found.high) == pytest.approx((ends[0].low, ends[1].high))
+    assert found.estimate == pytest.approx((2 * true + unclear) / 40)
+    # What an unclear row holds does not matter, also where the claim is "at most".
+    other = sole(assess(Proportion(at_most=0.5), rows.assign(value=rows["value"] | rows["unclear"]), SEED))
+    assert (other.low, other.high) == pytest.approx((found.low, found.high))
+
+
 def test_clustered_proportion_counts_units_not_rows() -> None:
     hits = np.arange(10) < 7
     single = sole(assess(Proportion(at_least=0.3), one_row_per_seed(hits), SEED))

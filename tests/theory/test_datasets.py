@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from theory.datasets import blobs, cifar10, digits, mnist, two_blobs, vectors
+from theory.datasets import blobs, cifar10, digit_images, digits, mnist, two_blobs, vectors
 
 # Digits -----------------------------------------------------------------------------------------------------------
 
@@ -34,6 +34,13 @@ def test_digits_are_the_real_ones_up_to_shift_and_scale() -> None:
     differences = data.x - data.x[0]
     scale = np.linalg.norm(differences[1]) / np.linalg.norm(raw[1] - raw[0])
     np.testing.assert_allclose(differences, scale * (raw - raw[0]), atol=1e-12)
+
+
+def test_digit_images_are_the_same_digits_in_whole_numbers() -> None:
+    held, data = digit_images(), vectors(digit_images())
+    assert (held.images.shape, held.images.dtype, held.images.max()) == ((1797, 1, 8, 8), np.uint8, 16)
+    np.testing.assert_array_equal(held.labels, digits().labels)
+    np.testing.assert_allclose(data.x, digits().x, atol=1e-14)
 
 
 def test_digits_split_depends_on_the_seed_alone_and_covers_everything() -> None:

@@ -160,11 +160,14 @@ def test_snapshots_are_the_stack_after_each_step_and_no_member_knows_its_pack(fu
         (alone,), _ = taken([index], [3])
         for many, one in zip([*middle.weights, *middle.biases], [*alone.weights, *alone.biases], strict=True):
             assert relative(many[index : index + 1], one) < 1e-12
-    assert all(torch.equal(a, b) for a, b in zip(start.weights, gaussian_mlp((6, 5, 2), "tanh", seeds, 0.5).weights))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(start.weights, gaussian_mlp((6, 5, 2), "tanh", seeds, 0.5).weights, strict=True)
+    )
     assert all(torch.equal(a, b) for a, b in zip(end.weights, trained.weights, strict=True))
     assert not torch.equal(middle.weights[0], end.weights[0])
     for record in ([3, 3], [8], [-1]):
-        with pytest.raises(ValueError, match="must be increasing steps within 0..7"):
+        with pytest.raises(ValueError, match=r"must be increasing steps within 0\.\.7"):
             taken([0], record)
 
 

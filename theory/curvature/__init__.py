@@ -1,8 +1,8 @@
 """Curvature of the loss: exact Hessians, their parts and spectra, for one network or a stack of them.
 
 `MLPCurvature` and `ModuleCurvature` answer products, matrices and square roots of H = G + R; `eigenpairs` and `slq` find
-the ends and the density of any spectrum from products alone; `outliers` counts what stands out, `class_factors` says
-what of G the classes make, and `loss_along` and `barrier` look between two solutions.
+the ends and the density of any spectrum from products alone; `outliers` counts what stands out, `tiers` says what
+of G the classes make, and `loss_along` and `barrier` look between two solutions.
 """
 
 from theory.curvature import outliers
@@ -12,7 +12,7 @@ from theory.curvature.lines import barrier, line, loss_along
 from theory.curvature.mlp import MLPCurvature
 from theory.curvature.modules import ModuleCurvature
 from theory.curvature.random_matrix import bbp_critical, bbp_eigenvalue, edge_mean, spiked_spectrum
-from theory.curvature.tiers import class_factors, row_weights, tiers, without_class
+from theory.curvature.tiers import class_directions, row_weights, tiers, without_class
 
 __all__ = [
     "PARTS",
@@ -25,7 +25,7 @@ __all__ = [
     "barrier",
     "bbp_critical",
     "bbp_eigenvalue",
-    "class_factors",
+    "class_directions",
     "edge_mean",
     "eigenpairs",
     "lanczos",

@@ -69,6 +69,12 @@ class Curvature(ABC):
         the row is √(p_ia/N) J_iᵀ(e_a − p_i); for mse S = 1. Row i of the fisher is N^(-1/2) g_i.
         """
 
+    def adjoint(self, q: Tensor, part: str = "ggn") -> Tensor:
+        """Return Bᵀq for V vectors in row space, [K, R, V] -> [K, M, V], for B = `rows(part)`."""
+        rows = self.rows(part)
+        check_row_vectors(q, rows.shape[1], self.theta)
+        return torch.bmm(rows.mT, q)
+
     def gram(self, part: str = "ggn") -> Tensor:
         """Return B Bᵀ, [K, R, R], for B = `rows(part)`: the nonzero eigenvalues of the part."""
         rows = self.rows(part)
@@ -154,3 +160,11 @@ def check_vectors(v: Tensor, theta: Tensor) -> None:
         K, M = theta.shape
         raise ValueError(f"vectors must be [K, M, V] = [{K}, {M}, V], got {list(v.shape)}")
     check_like("v", v, theta)
+
+
+def check_row_vectors(q: Tensor, rows: int, theta: Tensor) -> None:
+    """Raise ValueError unless q is [K, R, V]."""
+    K = theta.shape[0]
+    if q.dim() != 3 or q.shape[:2] != (K, rows):
+        raise ValueError(f"vectors in row space must be [K, R, V] = [{K}, {rows}, V], got {list(q.shape)}")
+    check_like("q", q, theta)

@@ -27,6 +27,7 @@ from theory.curvature.base import (
     check_part,
     check_precision,
     check_probabilities,
+    check_row_vectors,
     check_vectors,
     mean_loss,
     output_hessian,
@@ -326,6 +327,21 @@ class MLPCurvature(Curvature):
             if layer.b is not None:
                 out[..., layer.biases] = s
         return out.view(K, N * c, self.parameters)
+
+    def adjoint(self, q: Tensor, part: str = "ggn") -> Tensor:
+        """Return Bᵀq for V vectors in row space, [K, R, V] -> [K, M, V], without forming B."""
+        signals = self._root_signals(part)
+        K, N, c = signals[0].shape[:3]
+        check_row_vectors(q, N * c, self.theta)
+        V = q.shape[2]
+        weights = q.view(K * N, c, V).mT
+        out = self.theta.new_empty(K, V, self.parameters)
+        for layer, s in zip(self._layers, signals, strict=True):
+            along = torch.bmm(weights, s.reshape(K * N, c, -1)).view(K, N, -1)  # Σ_a q_ia s_ia, [K, N, V n]
+            out[:, :, layer.weights] = torch.bmm(along.mT, layer.x).view(K, V, -1)
+            if layer.b is not None:
+                out[:, :, layer.biases] = along.sum(1).view(K, V, -1)
+        return out.mT
 
     def gram(self, part: str = "ggn") -> Tensor:
         """Return B Bᵀ, [K, R, R], layer by layer: (products of signals) ∘ (products of inputs, plus 1 for a bias)."""

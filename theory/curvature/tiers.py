@@ -65,16 +65,10 @@ def cross_directions(p: Tensor, labels: Tensor) -> Tensor:
     return torch.einsum("zna,zcn,zcaj->znacj", split.s, split.members, basis).flatten(3).flatten(1, 2)
 
 
-def class_factors(rows: Tensor, p: Tensor, labels: Tensor) -> Tensor:
-    """Return D = BᵀQ, [K, M, k], with columns √w_c · δ_c: G_class = D Dᵀ. `rows` is B, [K, N·k, M]."""
-    split = _Split.of(p, labels)
-    return split.class_means(split.by_example(rows)).mT
-
-
 def without_class(product: Callable[[Tensor], Tensor], factors: Tensor) -> Callable[[Tensor], Tensor]:
     """Return v ↦ A v − D(Dᵀv) for a product v ↦ A v on [K, M, V] and D = `factors` [K, M, k].
 
-    With A the Hessian and D from `class_factors`, the largest eigenvalue of this operator is the class edge: by Weyl's
+    With A the Hessian and D = BᵀQ, `curvature.adjoint(class_directions(p, labels))`, so that D Dᵀ = G_class, the largest eigenvalue of this operator is the class edge: by Weyl's
     inequality at most k eigenvalues of the Hessian lie above it.
     """
     return lambda v: torch.baddbmm(product(v), factors, factors.mT @ v, alpha=-1)

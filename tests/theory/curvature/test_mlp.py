@@ -88,6 +88,10 @@ def test_products_matrices_rows_and_grams_agree(loss, biases):
         assert B.shape == (2, N * per_example, c.parameters)
         assert relative(B.mT @ B, matrix) < 1e-13
         assert relative(c.gram(part), B @ B.mT) < 1e-13
+        q = normal((2, B.shape[1], 4), "q")
+        assert relative(c.adjoint(q, part), B.mT @ q) < 1e-13
+        with pytest.raises(ValueError, match=r"row space must be \[K, R, V\] = \[2, "):
+            c.adjoint(q[:, 1:], part)
         nonzero = min(B.shape[1:])
         assert relative(spectrum(c.gram(part))[:, -nonzero:], spectrum(matrix)[:, -nonzero:]) < 1e-12
         assert relative(matrix.diagonal(dim1=1, dim2=2).sum(1), B.square().sum((1, 2))) < 1e-13

@@ -27,7 +27,7 @@ from theory.curvature.outliers import (
     search_window,
     zero_fraction,
 )
-from theory.curvature.tiers import class_factors
+from theory.curvature.tiers import class_directions
 from theory.ensemble import normal
 
 torch.set_num_threads(1)
@@ -251,9 +251,7 @@ def softmax_regression(N: int, *, seed: int = 0, empty: int | None = None) -> tu
 
 def class_edge_of(rows: np.ndarray, p: np.ndarray, labels: np.ndarray) -> float:
     """λ_1(G − G_class) through the matrices."""
-    factors = class_factors(*(torch.from_numpy(array)[None] for array in (rows, p)), torch.from_numpy(labels))[
-        0
-    ].numpy()
+    factors = rows.T @ class_directions(torch.from_numpy(p)[None], torch.from_numpy(labels))[0].numpy()
     return np.linalg.eigvalsh(rows.T @ rows - factors @ factors.T)[-1]
 
 

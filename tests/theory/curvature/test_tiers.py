@@ -9,7 +9,6 @@ from torch import Tensor
 from theory.curvature.tiers import (
     TIERS,
     class_directions,
-    class_factors,
     cross_directions,
     row_weights,
     spectra,
@@ -184,13 +183,12 @@ def test_spectra_from_the_gram_matrix_are_those_of_the_tiers(
         torch.testing.assert_close(*padded, rtol=0, atol=1e-13 * float(expected.max()))
 
 
-def test_class_factors_give_the_class_tier_and_the_edge(network: tuple[Tensor, Tensor]) -> None:
+def test_class_directions_give_the_class_tier_and_the_edge(network: tuple[Tensor, Tensor]) -> None:
     rows, p, label = case(network, "xent", "per member")
-    factors = class_factors(rows, p, label)
+    factors = rows.mT @ class_directions(p, label)
     G, found = rows.mT @ rows, tiers(rows, p, label)
     assert factors.shape == (K, M, k)
     torch.testing.assert_close(factors @ factors.mT, found["class"], rtol=0, atol=1e-14)
-    torch.testing.assert_close(factors, rows.mT @ class_directions(p, label), rtol=0, atol=1e-14)
     v = normal((K, M, 2), "v")
     rest = without_class(lambda u: G @ u, factors)(v)
     torch.testing.assert_close(rest, (G - found["class"]) @ v, rtol=0, atol=1e-13)
@@ -279,8 +277,7 @@ def test_bad_weights_and_labels(p: Tensor, labels: Tensor, message: str) -> None
 
 def test_bad_rows_and_gram() -> None:
     p, labels = GOOD
-    for call in (tiers, class_factors):
-        with pytest.raises(ValueError, match=r"rows must be \[K, N·k, M\] = \[2, 12, M\], got \[2, 11, 5\]"):
-            call(torch.zeros(2, 11, 5), p, labels)
+    with pytest.raises(ValueError, match=r"rows must be \[K, N·k, M\] = \[2, 12, M\], got \[2, 11, 5\]"):
+        tiers(torch.zeros(2, 11, 5), p, labels)
     with pytest.raises(ValueError, match=r"gram must be .* = \[2, 12, 12\], got \[2, 3, 3\]"):
         spectra(torch.zeros(2, 3, 3), p, labels)
