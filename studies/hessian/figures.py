@@ -210,7 +210,9 @@ def gauss_newton_error(tables: Tables) -> alt.TopLevelMixin:
     frame = tables["exact"]
     rows = pd.concat([frame.assign(value=frame[column], part=name) for column, name in parts.items()])
     rows["panel"] = [f"φ = {phi}, n = {n}" for phi, n in zip(rows["activation"], rows["width"], strict=True)]
+    panels = rows.sort_values(["activation", "width"])["panel"].unique()
     points = charts.summarise(rows, ["panel", "part", "t"], "value", "seed")
+    points = _named(points, "panel", {panel: panel for panel in panels})
     bound = pd.DataFrame({"t": sorted(points["t"].unique()), "value": 0.05})
     return charts.scaling(
         points,
@@ -286,8 +288,8 @@ def negative_share(tables: Tables) -> alt.TopLevelMixin:
 
 BIN, SMOOTHING = 0.25, 0.12
 """Width of a bin of the histogram and of the Gaussian that smooths the quadrature, in decades."""
-LOWEST_SHOWN, FEWEST = 1e-8, 0.1
-"""Share of λ_1, and eigenvalues per decade, below which nothing is drawn."""
+LOWEST_SHOWN, FEWEST = 1e-5, 0.1
+"""Share of λ_1, and eigenvalues per decade, below which nothing is drawn: so near to zero the quadrature resolves nothing."""
 
 
 def density(tables: Tables) -> alt.TopLevelMixin:
@@ -336,6 +338,10 @@ def density(tables: Tables) -> alt.TopLevelMixin:
     )
 
 
+ROUNDING = 1e-14
+"""Share of λ_1 below which an eigenvalue is rounding error."""
+
+
 def spread(tables: Tables) -> alt.TopLevelMixin:
     """Whole spectra against the share of the rank."""
     import numpy as np
@@ -346,7 +352,8 @@ def spread(tables: Tables) -> alt.TopLevelMixin:
     rows = frame[["width", "seed", "spread_h"]].explode("spread_h", ignore_index=True)
     rows["share"] = np.tile(np.linspace(0, 100, RANKS), len(frame))
     rows["value"] = rows["spread_h"].astype(float)
-    rows = rows[(rows["value"] > 0) & (rows["share"].round() % 2 == 0)]
+    largest = rows.groupby(["width", "seed"])["value"].transform("max")
+    rows = rows[(rows["value"] > ROUNDING * largest) & (rows["share"].round() % 2 == 0)]
     points = charts.summarise(rows, ["width", "share"], "value", "seed")
     return charts.scaling(
         _named(points, "width", {n: f"n = {n}" for n in sorted(points["width"].unique())}),
@@ -356,7 +363,7 @@ def spread(tables: Tables) -> alt.TopLevelMixin:
         y_title="eigenvalue of H",
         color_title="width",
         title="The whole positive spectrum, by width",
-        subtitle=f"One hidden layer, φ = relu, digits, after {LAST} steps. Mean over the seeds whose eigenvalue is positive.",
+        subtitle=f"One hidden layer, φ = relu, digits, after {LAST} steps. Mean over the seeds whose eigenvalue is above {ROUNDING:g} λ_1; the rest is zero up to rounding, or negative.",
         log_x=False,
     )
 

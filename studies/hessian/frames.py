@@ -111,8 +111,9 @@ def gaps_on_clusters(source: Data) -> Data:
 
 
 def agreeing(frame: pd.DataFrame) -> pd.DataFrame:
-    """1 where the largest ratio and the class edge count the same, give or take one."""
-    return frame.assign(value=((frame["ratio"] - frame["class_edge"]).abs() <= 1).astype(float))
+    """1 where the largest ratio and the class edge both count two or more, and the same, give or take one."""
+    both = frame[list(DETECTORS)]
+    return frame.assign(value=((both.max(axis=1) - both.min(axis=1) <= 1) & (both.min(axis=1) >= 2)).astype(float))
 
 
 def over_time(tables: Tables) -> pd.DataFrame:
