@@ -1,0 +1,237 @@
+"""Pretraining of stacked GPTs: AdamW with rates of each member's own, the sources of batches, and the loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from theory.ensemble import chunks, stream
+from theory.icl.gpt import StackedGPT
+
+Batch = tuple[Tensor, Tensor]
+"""Covariates and responses: [K, B, T] each, or [B, T] if all members see the same; real covariates [..., d_x]."""
+
+_POOL_BLOCK = 64  # steps whose indices are drawn at once: naming a stream costs more than drawing from it
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was seen while training; the stack itself holds the final parameters.
+
+    record, losses      steps, and the losses there on the batch of that step before its update, [len(record), K]
+    checks, validation  steps after which the validation loss was taken, and its values, [len(checks), K]
+    best_step, best     per member the check with the smallest validation loss, [K] (0: none), and its parameters, [K, P]
+
+    Numbers are float64 on the CPU, `best` is like the stack's parameters, None without validation.
+    """
+
+    record: tuple[int, ...]
+    losses: Tensor
+    checks: tuple[int, ...]
+    validation: Tensor
+    best_step: Tensor
+    best: Tensor | None
+
+
+class StackedAdamW:
+    """AdamW (Loshchilov & Hutter 2019) on the rows of parameters [K, P], after clipping each row's gradient.
+
+    Rates, decoupled weight decay and the largest gradient norm are one number or one per member [K]. Decay acts on all
+    parameters, as in `torch.optim.AdamW` by default; `clip` = math.inf switches clipping off. Raises ValueError for
+    numbers that are negative or not one per member.
+    """
+
+    def __init__(
+        self,
+        parameters: Tensor,
+        rates: Tensor | float,
+        *,
+        weight_decay: Tensor | float = 0.0,
+        clip: Tensor | float = math.inf,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+    ) -> None:
+        self.parameters, self.betas, self.eps = parameters, betas, eps
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas = {betas} must lie in [0, 1)")
+        self.rates = _per_member(rates, parameters, "rates")
+        self.weight_decay = _per_member(weight_decay, parameters, "weight_decay")
+        self.clip = _per_member(clip, parameters, "clip")
+        self._decays, self._clips = bool(self.weight_decay.any()), bool(self.clip.isfinite().any())
+        self.m, self.v = torch.zeros_like(parameters), torch.zeros_like(parameters)
+        self.count = 0
+
+    def step(self, gradients: Tensor, factor: float = 1.0) -> None:
+        """Update the parameters with gradients [K, P], which are overwritten, at `factor` times the rates."""
+        self.count += 1
+        (first, second), t = self.betas, self.count
+        if self._clips:
+            norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+            gradients.mul_((self.clip / (norms + 1e-6)).clamp_max(1.0))
+        rates = self.rates * factor
+        if self._decays:
+            self.parameters.mul_(1 - rates * self.weight_decay)
+        self.m.lerp_(gradients, 1 - first)
+        self.v.mul_(second).addcmul_(gradients, gradients, value=1 - second)
+        scale = torch.sqrt(self.v, out=gradients).mul_((1 - second**t) ** -0.5).add_(self.eps)
+        change = torch.div(self.m, scale, out=gradients).mul_(rates * (-1 / (1 - first**t)))
+        self.parameters.add_(change)
+
+
+def schedule(step: int, steps: int, warmup: float = 0.05) -> float:
+    """Return the factor on the rates at step 0 .. steps-1: a linear rise over `warmup` · steps, then a cosine to 0.
+
+    The rise ends at 1 on its last step; the cosine would reach 0 at `steps`. Raises ValueError for a step or a
+    warm-up that does not exist.
+    """
+    if not (0 <= step < steps and 0 <= warmup < 1):
+        raise ValueError(f"step = {step} must lie in 0..{steps - 1} and warmup = {warmup} in [0, 1)")
+    rise = math.ceil(warmup * steps)
+    if step < rise:
+        return (step + 1) / rise
+    return (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
+
+
+class PoolBatches:
+    """Batches drawn with replacement from N_p stored sequences: the pretraining set of finite size.
+
+    Sequences of all pools lie in one tensor, covariates [N, T] and responses [N, T]; the pool of member k is
+    `sizes[k]` of them from `offsets[k]` on (0 by default: pools are nested). Members with equal data seeds, sizes and
+    offsets see the same batches. Called with a step; returns [K, B, T]. Raises ValueError for pools that do not lie
+    inside the tensor or lists of unequal length.
+    """
+
+    def __init__(
+        self,
+        covariates: Tensor,
+        responses: Tensor,
+        batch: int,
+        sizes: Sequence[int],
+        data_seeds: Sequence[int],
+        offsets: Sequence[int] | None = None,
+    ) -> None:
+        offsets = [0] * len(sizes) if offsets is None else offsets
+        if not len(sizes) == len(data_seeds) == len(offsets) > 0:
+            raise ValueError(
+                f"one size, data seed and offset per member, got {len(sizes)}, {len(data_seeds)} and {len(offsets)}"
+            )
+        if batch < 1:
+            raise ValueError(f"batch = {batch} must be at least 1")
+        N = len(responses)
+        for size, offset in zip(sizes, offsets, strict=True):
+            if size < 1 or offset < 0 or offset + size > N:
+                raise ValueError(f"a pool of {size} sequences from {offset} on does not lie within the {N} stored")
+        self.covariates, self.responses, self.batch = covariates, responses, batch
+        self.sizes, self.data_seeds, self.offsets = tuple(sizes), tuple(data_seeds), tuple(offsets)
+        self._block, self._rows = -1, torch.empty(0)
+
+    def rows(self, step: int) -> Tensor:
+        """Return which sequences the step draws, [K, B]."""
+        block, place = divmod(step, _POOL_BLOCK)
+        if block != self._block:
+            draws = [
+                offset + torch.randint(size, (_POOL_BLOCK, self.batch), generator=stream("pool", seed, size, block))
+                for size, seed, offset in zip(self.sizes, self.data_seeds, self.offsets, strict=True)
+            ]
+            self._block, self._rows = block, torch.stack(draws, 1).to(self.responses.device)
+        return self._rows[place]
+
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of a step, [K, B, T]."""
+        rows = self.rows(step)
+        return self.covariates[rows], self.responses[rows]
+
+
+def train_gpt(
+    model: StackedGPT,
+    batches: Callable[[int], Batch],
+    steps: int,
+    *,
+    rates: Tensor | float,
+    weight_decay: Tensor | float = 0.0,
+    clip: Tensor | float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-8,
+    warmup: float = 0.05,
+    record: Sequence[int] = (),
+    validate: Callable[[StackedGPT], Tensor] | None = None,
+    every: int = 0,
+    chunk: int | None = None,
+) -> Training:
+    """Train every member in place by AdamW with warm-up and cosine decay, and return what was seen on the way.
+
+    `batches(step)` is called once for every step 0 .. steps-1, in order. `validate` is called after every `every` steps
+    and after the last with the stack as it then is, and returns a loss per member, [K]; the best parameters of each
+    member are kept (early stopping). `chunk` is how many members to differentiate at a time, by default as many as
+    `members_at_a_time` says; it changes nothing but speed. A member that diverges harms nobody else.
+
+    Raises ValueError for steps that do not exist, `every` without `validate` or the reverse, and what the optimiser and
+    the layouts refuse.
+    """
+    record = tuple(record)
+    if steps < 1:
+        raise ValueError(f"steps = {steps} must be at least 1")
+    if list(record) != sorted(set(record)) or any(not 0 <= step < steps for step in record):
+        raise ValueError(f"record = {list(record)} must be increasing steps within 0..{steps - 1}")
+    if (validate is None) != (every == 0) or every < 0:
+        raise ValueError(f"early stopping needs both `validate` and every ≥ 1, got every = {every}")
+    K, p = model.members, model.parameters
+    adam = StackedAdamW(p, rates, weight_decay=weight_decay, clip=clip, betas=betas, eps=eps)
+    gradients, losses = torch.empty_like(p), p.new_empty(K)
+    parts: list[tuple[slice, StackedGPT]] = []
+    seen, checks, checked = [], [], []
+    best = p.clone() if validate else None
+    best_step, least = torch.zeros(K, dtype=torch.int64), torch.full((K,), math.inf, dtype=torch.float64)
+    for step in range(steps):
+        c, r = batches(step)
+        if not parts:
+            size = chunk or members_at_a_time(model, r.shape[-2])
+            parts = [(rows, model.narrow(rows.start, rows.stop - rows.start)) for rows in chunks(K, size)]
+        for rows, part in parts:
+            own = (c, r) if r.dim() == 2 else (c[rows], r[rows])
+            losses[rows], _ = part.gradients(*own, out=gradients[rows])
+        if step in record:
+            seen.append(losses.to("cpu", torch.float64, copy=True))
+        adam.step(gradients, schedule(step, steps, warmup))
+        if validate and best is not None and ((step + 1) % every == 0 or step + 1 == steps):
+            values = validate(model).detach().double().cpu()
+            better = values < least
+            least, best_step = torch.where(better, values, least), torch.where(better, step + 1, best_step)
+            best = torch.where(better.to(p.device).unsqueeze(1), p, best)
+            checks.append(step + 1)
+            checked.append(values)
+    none = torch.empty(0, K, dtype=torch.float64)
+    return Training(
+        record,
+        torch.stack(seen) if seen else none,
+        tuple(checks),
+        torch.stack(checked) if checked else none,
+        best_step,
+        best,
+    )
+
+
+CACHE_BYTES = 8 * 2**20
+"""Activations of one chunk of members, in bytes, at which a CPU trains a stack fastest."""
+
+
+def members_at_a_time(model: StackedGPT, batch: int) -> int:
+    """Return how many members are best differentiated at a time: on a CPU as many as its cache holds, elsewhere all."""
+    if model.parameters.device.type != "cpu":
+        return model.members
+    shape = model.shape
+    each = batch * shape.positions * (shape.L * (12 * shape.d + shape.H * shape.positions) + 2 * shape.d)
+    return max(1, CACHE_BYTES // (each * model.parameters.element_size()))
+
+
+def _per_member(values: Tensor | float, parameters: Tensor, what: str) -> Tensor:
+    """Return [K, 1] like the parameters."""
+    K = parameters.shape[0]
+    given = torch.as_tensor(values, dtype=parameters.dtype, device=parameters.device)
+    if given.shape not in ((), (K,)) or not bool((given >= 0).all()):
+        raise ValueError(f"{what} must be one number ≥ 0 or one for each of the {K} members, got {given.tolist()}")
+    return given.expand(K).unsqueeze(1)
