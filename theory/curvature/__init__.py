@@ -7,10 +7,11 @@ of G the classes make, and `loss_along` and `barrier` look between two solutions
 
 from theory.curvature import outliers
 from theory.curvature.base import PARTS, Curvature
-from theory.curvature.lanczos import Eigenpairs, Quadrature, Tridiagonal, eigenpairs, lanczos, slq
+from theory.curvature.lanczos import Eigenpairs, Tridiagonal, eigenpairs, lanczos
 from theory.curvature.lines import barrier, line, loss_along
 from theory.curvature.mlp import MLPCurvature
 from theory.curvature.modules import ModuleCurvature
+from theory.curvature.quadrature import Estimate, Quadrature, slq
 from theory.curvature.random_matrix import bbp_critical, bbp_eigenvalue, edge_mean, spiked_spectrum
 from theory.curvature.tiers import class_directions, row_weights, tiers, without_class
 
@@ -18,6 +19,7 @@ __all__ = [
     "PARTS",
     "Curvature",
     "Eigenpairs",
+    "Estimate",
     "MLPCurvature",
     "ModuleCurvature",
     "Quadrature",

@@ -6,8 +6,6 @@ spike (ℓ = 1) its eigenvalues fill the Marchenko–Pastur bulk. A spike beyond
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
@@ -75,11 +73,6 @@ def edge_mean(M: int, N: int) -> float:
     a, b = np.sqrt(M - 0.5), np.sqrt(N - 0.5)
     sigma = (a + b) * (1 / a + 1 / b) ** (1 / 3)
     return float(((a + b) ** 2 + TRACY_WIDOM_MEAN * sigma) / N)
-
-
-def spiked_top_eigenvalue(M: int, N: int, spike: float, seeds: Sequence[int]) -> np.ndarray:
-    """Return the top eigenvalue of `spiked_spectrum` for each seed, float64 [len(seeds)]."""
-    return np.array([spiked_spectrum(M, N, spike, seed)[0] for seed in seeds])
 
 
 def spiked_spectrum(M: int, N: int, spike: float, seed: int) -> np.ndarray:

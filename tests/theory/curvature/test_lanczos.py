@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from theory.curvature.lanczos import eigenpairs, lanczos, slq
+from theory.curvature.lanczos import eigenpairs, lanczos
+from theory.curvature.quadrature import slq
 from theory.ensemble import normal
 
 K, M = 3, 560
