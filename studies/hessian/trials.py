@@ -93,7 +93,7 @@ widths = Trial(
         Factor("data", scaled(("digits",), ("digits",), ("mnist", "cifar10"))),
         Factor("examples", scaled((100,), (200,), (1000,))),
         Factor("loss_function", ("xent", "mse")),
-        Factor("depth", (1, 2)),
+        Factor("depth", scaled((1,), (1, 2), (1, 2))),
         Factor("activation", ("relu", "tanh")),
         Factor("width", scaled((20, 40), (10, 20, 40, 80, 160), (10, 20, 30, 50, 70))),
         seeds(3, 10, 10),
