@@ -98,6 +98,7 @@ def plan_(
                 "packs to run": len(mine),
                 "largest pack": f"{max((pack.expected_bytes for pack in mine), default=0) / 2**20:.0f} MiB",
                 "core time": duration(sum(pack.expected_s for pack in mine)),
+                "processes": declared.trial(trial).workers.get(scale, 1),
                 "GPU share": declared.trial(trial).gpus.get(scale, 0.0),
             }
         )

@@ -7,12 +7,13 @@ import itertools
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from assay.errors import AssayError
 from assay.study import Study, Trial, Value, check_scale
+from assay.team import ALONE, Team
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,7 @@ class Pack:
     """Cells of one trial with equal tensor shapes, trained together: the unit of scheduling.
 
     `pack["width"]` is a factor that all cells share; `pack.column("seed")` lists a factor's value in every cell.
+    `pack.team` is the process among those that measure the pack together, and keeps what training needs to go on.
     """
 
     study: str
@@ -51,6 +53,7 @@ class Pack:
     scale: str
     cells: tuple[Cell, ...]
     device: str = "cpu"
+    team: Team = field(default=ALONE, compare=False, repr=False)
     expected_s: float = field(default=0.0, compare=False)
     expected_bytes: float = field(default=0.0, compare=False)
 
@@ -186,7 +189,7 @@ def _excess(pack: Pack) -> float:
 def _costed(trial: Trial, pack: Pack) -> Pack:
     seconds = sum(trial.cost(cell.factors) for cell in pack.cells) if trial.cost else 0.0
     size = sum(trial.memory(cell.factors) for cell in pack.cells) if trial.memory else 0.0
-    return Pack(pack.study, pack.trial, pack.scale, pack.cells, pack.device, seconds, size)
+    return replace(pack, expected_s=seconds, expected_bytes=size)
 
 
 def makespan(packs: Sequence[Pack], workers: int) -> float:

@@ -152,7 +152,8 @@ class Trial:
     `run(pack)` returns a DataFrame (one table) or a mapping table name → DataFrame, best built with `Pack.frame`.
     `where(cell)` drops combinations of factors that make no sense. `cost(cell)` is the expected time of one cell in
     seconds on one core, `memory(cell)` its bytes: both only plan, they never change a result. `gpus` is the share
-    of a GPU one pack asks for, per scale.
+    of a GPU one pack asks for, per scale. `workers` is how many processes measure one pack together, per scale (one by
+    default; see `Team`); `gpus` is then the share of each.
     """
 
     name: str
@@ -163,6 +164,7 @@ class Trial:
     cost: Callable[[Mapping[str, Any]], float] | None = None
     memory: Callable[[Mapping[str, Any]], float] | None = None
     gpus: Mapping[str, float] = field(default_factory=dict)
+    workers: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_name("trial", self.name)
@@ -180,8 +182,11 @@ class Trial:
                     raise AssayError(
                         f"table {table.name!r}: column {column!r} is already a factor of trial {self.name!r}"
                     )
-        for scale in self.gpus:
+        for scale in (*self.gpus, *self.workers):
             check_scale(scale)
+        for scale, count in self.workers.items():
+            if not isinstance(count, int) or count < 1:
+                raise AssayError(f"trial {self.name!r}: workers at scale {scale!r} must be 1 or more, found {count!r}")
 
     def grid(self, scale: str) -> Iterator[dict[str, Value]]:
         """Every combination of factor values at a scale that `where` keeps, in declared order."""

@@ -1,7 +1,8 @@
 """Packs → Ray Tune trials: resources, retries, resume. The store decides what is done; Tune only schedules.
 
 One Tune trial measures one pack: it computes, commits its parts, then reports a receipt once. An exception of a
-study's own code is recorded and ends that pack alone; a lost worker or node is retried elsewhere.
+study's own code is recorded and ends that pack alone; a lost worker or node is retried elsewhere. A pack that needs
+several processes gets them from its trial (`assay.train`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from assay.store import Store
 from assay.study import Study
 
 if TYPE_CHECKING:
+    import pandas as pd
     from ray import tune
 
 RETRIES = 3
@@ -116,9 +118,16 @@ def run(
     cells = sum(len(pack) for pack in packs)
     task = {"reference": reference, "root": store.root, "provenance": provenance.of_run(study)}
     with Progress(f"{study.name} {scale}", cells, sum(pack.expected_s for pack in packs)) as progress:
-        with cluster(address, workers, max(_gpus(study, pack) for pack in packs)) as cpus:
+        gpus = max(_gpus(study, pack) * _workers(study, pack) for pack in packs)
+        team = max(_workers(study, pack) for pack in packs)
+        with cluster(address, workers, gpus, team) as cpus:
             progress.begin()
-            outcomes = _tune(study, packs, task, workers, progress)
+            outcomes = {}
+            for count in sorted({_workers(study, pack) for pack in packs}):
+                some = [pack for pack in packs if _workers(study, pack) == count]
+                # A team waits for all its processes at once, and would wait for ever beside a stream of single packs.
+                most = workers if count == 1 else max(1, cpus // count)
+                outcomes |= _tune(study, some, task, most, progress)
         for pack in packs:
             if isinstance(outcomes[pack.id], BaseException):  # what Tune gave up on
                 _record_lost(store, pack, outcomes[pack.id])
@@ -129,11 +138,11 @@ def run(
 
 
 @contextmanager
-def cluster(address: str | None, workers: int | None, gpus: float = 0.0) -> Iterator[int]:
+def cluster(address: str | None, workers: int | None, gpus: float = 0.0, team: int = 1) -> Iterator[int]:
     """Connect to a Ray cluster, or start an embedded one with one CPU per worker; yields its number of CPUs.
 
     A connection that the caller has already opened is used and left open. AssayError if there is no such cluster, or
-    if the embedded one has fewer `gpus` than a pack needs: there, it would wait for ever.
+    if it has fewer `gpus`, or fewer CPUs than a `team`, than a pack needs: there, it would wait for ever.
     """
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -155,6 +164,10 @@ def cluster(address: str | None, workers: int | None, gpus: float = 0.0) -> Iter
         if address is None and resources.get("GPU", 0) < gpus:
             raise AssayError(
                 f"a pack asks for {gpus:g} GPU, this machine has none: choose another --scale or an --address"
+            )
+        if resources.get("CPU", 1) < team:
+            raise AssayError(
+                f"a pack asks for {team} processes, there are {resources.get('CPU', 1):g} CPUs: add --workers"
             )
         yield int(resources.get("CPU", 1))
     finally:
@@ -187,6 +200,10 @@ def _gpus(study: Study, pack: Pack) -> float:
     return study.trial(pack.trial).gpus.get(pack.scale, 0.0)
 
 
+def _workers(study: Study, pack: Pack) -> int:
+    return study.trial(pack.trial).workers.get(pack.scale, 1)
+
+
 def _tune(
     study: Study, packs: Sequence[Pack], task: Mapping[str, Any], workers: int | None, progress: Progress
 ) -> dict[str, Any]:
@@ -194,7 +211,8 @@ def _tune(
     from ray import tune
 
     def job(pack: Pack) -> dict[str, Any]:  # as text: Tune copies, flattens and pickles what a trial is given
-        return {"id": pack.id, "pack": json.dumps(pack.config()), "gpus": _gpus(study, pack)}
+        team = _workers(study, pack)
+        return {"id": pack.id, "pack": json.dumps(pack.config()), "gpus": _gpus(study, pack), "workers": team}
 
     scratch = tempfile.mkdtemp(prefix="assay-")
     try:
@@ -249,10 +267,11 @@ def _watch(packs: Sequence[Pack], progress: Progress) -> tune.Callback:
 
 
 def _resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """One CPU per pack, and the share of a GPU its trial asks for."""
+    """One CPU per pack, and the share of a GPU its trial asks for; next to nothing for one whose team has its own."""
     from ray import tune
 
-    return tune.PlacementGroupFactory([{"CPU": 1.0, "GPU": config["job"]["gpus"]}])
+    job = config["job"]
+    return tune.PlacementGroupFactory([{"memory": 1.0} if job["workers"] > 1 else {"CPU": 1.0, "GPU": job["gpus"]}])
 
 
 def measure(config: Mapping[str, Any]) -> None:
@@ -261,14 +280,19 @@ def measure(config: Mapping[str, Any]) -> None:
 
     task, job = config["task"], config["job"]
     pack, store = Pack.from_config(json.loads(job["pack"])), Store(task["root"])
-    if job["gpus"]:
-        pack = replace(pack, device="cuda")
     try:
         study = load(task["reference"])
     except AssayError as error:  # the same on every try: this node's code is not the driver's
-        _record(store, pack, error)
+        record(store, pack, error)
         tune.report({"failed": True, "wall_s": 0.0})
         return
+    if job["workers"] > 1:
+        from assay import train
+
+        tune.report(train.run(pack, job["workers"], job["gpus"], store, task))
+        return
+    if job["gpus"]:
+        pack = replace(pack, device="cuda")
     if "torch" in sys.modules:  # one worker per core; Ray sets OMP_NUM_THREADS, which torch does not always follow
         sys.modules["torch"].set_num_threads(1)
     failed, wall_s = run_and_commit(study, pack, store, task["provenance"])
@@ -285,12 +309,18 @@ def run_and_commit(study: Study, pack: Pack, store: Store, origin: Mapping[str, 
     try:
         frames = study.run_pack(pack)
     except (Exception, SystemExit) as error:
-        _record(store, pack, error)
+        record(store, pack, error)
         return True, time.perf_counter() - wall
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+    return commit(study, pack, store, frames, {**origin, "wall_s": wall_s, "cpu_s": cpu_s}), wall_s
+
+
+def commit(
+    study: Study, pack: Pack, store: Store, frames: Mapping[str, pd.DataFrame], origin: Mapping[str, Any]
+) -> bool:
+    """Commit the rows of a pack, or record why they do not fit its tables; returns whether it failed."""
     trial = study.trial(pack.trial)
     seeds = {str(value) for cell in pack.cells for key, value in cell.factors.items() if "seed" in key}
-    device = provenance.device_name(pack.device)
     try:
         store.commit(
             study.name,
@@ -300,16 +330,16 @@ def run_and_commit(study: Study, pack: Pack, store: Store, origin: Mapping[str, 
             version=study.version,
             trial=pack.trial,
             cells=[cell.id for cell in pack.cells],
-            provenance={**origin, "device": device, "seeds": sorted(seeds), "wall_s": wall_s, "cpu_s": cpu_s},
+            provenance={**origin, "device": provenance.device_name(pack.device), "seeds": sorted(seeds)},
         )
     except AssayError as error:
-        _record(store, pack, error)
-        return True, wall_s
+        record(store, pack, error)
+        return True
     store.clear_failure(study.name, pack.scale, pack.id)
-    return False, wall_s
+    return False
 
 
-def _record(store: Store, pack: Pack, error: BaseException) -> None:
+def record(store: Store, pack: Pack, error: BaseException) -> None:
     """Store that a pack failed in its own code."""
     _record_failure(store, pack, type(error).__name__, str(error), "".join(traceback.format_exception(error)))
 

@@ -1,0 +1,100 @@
+"""Packs measured by several processes under Ray Train, on CPUs: the same rows, also after a process was killed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from assay import AssayError, registry, sweep, train
+from assay.plan import plan
+from assay.store import Store
+from assay.team import ALONE
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder of its own for the study: it leaves marks beside its file."""
+    folder = tmp_path_factory.mktemp("team")
+    shutil.copy(HERE / "team_study.py", folder / "team_study.py")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swept(home) -> tuple[sweep.Sweep, Store]:
+    root = home / "results"
+    done = sweep.run(str(home / "team_study.py"), "smoke", str(root), workers=2)
+    return done, Store(str(root))
+
+
+def table(store: Store) -> pd.DataFrame:
+    from assay.results import Results
+
+    return Results(registry.load(str(HERE / "team_study.py")), "smoke", store).tables["errors"]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_a_team_measures_what_one_process_measures(swept, home):
+    done, store = swept
+    assert (done.packs, done.cells, done.failed) == (3, 3, 1)
+    study = registry.load(str(home / "team_study.py"))
+    rows = table(store).set_index("accident")["error"]
+    for pack in plan(study, "smoke"):
+        alone = study.run_pack(pack)["errors"]["error"].iloc[0] if pack["accident"] != "raised" else None
+        if alone is not None:
+            assert rows[pack["accident"]] == pytest.approx(alone, rel=1e-12)
+
+
+@pytest.mark.ray
+def test_a_killed_process_takes_its_team_back_to_the_last_checkpoint(swept, home):
+    assert (home / "happened-killed").exists()
+    assert (home / "resumed-none-2").read_text() == "[0]"
+    # The process died at step 5. What is lost is at most a checkpoint that was still on its way.
+    assert (home / "resumed-killed-2").read_text() in ("[4]", "[5]")
+
+
+@pytest.mark.ray
+def test_a_mistake_of_the_study_is_recorded_once_and_not_tried_again(swept, home):
+    _, store = swept
+    failures = store.failures("team", "smoke")
+    assert list(failures["error"]) == ["ArithmeticError"]
+    assert "the study's own mistake" in failures["traceback"].iloc[0]
+    assert not (home / "resumed-raised-2").exists()
+    assert "raised" not in set(table(store)["accident"])
+
+
+@pytest.mark.ray
+def test_checkpoints_go_when_the_packs_are_stored(swept):
+    _, store = swept
+    left = [path for path in Path(store.root).rglob("*") if train.FOLDER in path.parts and path.is_file()]
+    assert left == []
+    assert store.tables("team", "smoke") == ["errors", "failures"]
+
+
+def test_a_team_larger_than_the_machine_is_refused(home):
+    with pytest.raises(AssayError, match="a pack asks for 2 processes, there are 1 CPUs"):
+        sweep.run(str(home / "team_study.py"), "smoke", str(home / "other"), workers=1)
+
+
+def test_one_process_alone_keeps_nothing():
+    assert (ALONE.rank, ALONE.size, ALONE.load()) == (0, 1, None)
+    ALONE.save({"step": 1})
+    assert ALONE.load() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:9"), True),
+        (RuntimeError("NCCL communicator was aborted"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("Connection closed by peer"), False),
+    ],
+)
+def test_only_the_errors_of_a_broken_team_are_tried_again(error, lost):
+    assert train.lost_a_mate(error) == lost
