@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from theory.ensemble import chunks, stream
 from theory.icl.gpt import StackedGPT
+
+
+class Team(Protocol):
+    """The processes that train together, this one number `rank` of `size`, and where they keep what they need to go on.
+
+    With more than one, `torch.distributed` must be set up.
+    """
+
+    rank: int
+    size: int
+
+    def load(self) -> dict[str, Any] | None:
+        """Return what was last saved, or None."""
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keep tensors and numbers; every process calls it equally often."""
+
 
 Batch = tuple[Tensor, Tensor]
 """Covariates and responses: [K, B, T] each, or [B, T] if all members see the same; real covariates [..., d_x]."""
@@ -161,6 +179,8 @@ def train_gpt(
     validate: Callable[[StackedGPT], Tensor] | None = None,
     every: int = 0,
     chunk: int | None = None,
+    team: Team | None = None,
+    save_every: int = 0,
 ) -> Training:
     """Train every member in place by AdamW with warm-up and cosine decay, and return what was seen on the way.
 
@@ -168,6 +188,10 @@ def train_gpt(
     and after the last with the stack as it then is, and returns a loss per member, [K]; the best parameters of each
     member are kept (early stopping). `chunk` is how many members to differentiate at a time, by default as many as
     `members_at_a_time` says; it changes nothing but speed. A member that diverges harms nobody else.
+
+    With a `team` of several processes each takes its share of every batch, examples rank, rank + size, ..., and gradients
+    are averaged over the team, so that all hold the same parameters; all must be given the same batches. The state of
+    training is saved after every `save_every` steps, and training goes on from what the team has saved.
 
     Raises ValueError for steps that do not exist, `every` without `validate` or the reverse, and what the optimiser and
     the layouts refuse.
@@ -186,14 +210,25 @@ def train_gpt(
     seen, checks, checked = [], [], []
     best = p.clone() if validate else None
     best_step, least = torch.zeros(K, dtype=torch.int64), torch.full((K,), math.inf, dtype=torch.float64)
-    for step in range(steps):
-        c, r = batches(step)
+    state = team.load() if team else None
+    start = 0 if state is None else int(state["step"])
+    if state is not None:
+        for kept, tensor in zip(state["kept"], (p, adam.m, adam.v, *([] if best is None else [best])), strict=True):
+            tensor.copy_(kept)
+        adam.count, best_step, least = start, state["best_step"], state["least"]
+        seen, checks, checked = list(state["seen"]), list(state["checks"]), list(state["checked"])
+    for step in range(start, steps):
+        c, r = _share(batches(step), team)
         if not parts:
             size = chunk or members_at_a_time(model, r.shape[-2])
             parts = [(rows, model.narrow(rows.start, rows.stop - rows.start)) for rows in chunks(K, size)]
         for rows, part in parts:
             own = (c, r) if r.dim() == 2 else (c[rows], r[rows])
             losses[rows], _ = part.gradients(*own, out=gradients[rows])
+        if team and team.size > 1:
+            for tensor in (gradients, losses):
+                torch.distributed.all_reduce(tensor)
+                tensor /= team.size
         if step in record:
             seen.append(losses.to("cpu", torch.float64, copy=True))
         adam.step(gradients, schedule(step, steps, warmup))
@@ -204,6 +239,10 @@ def train_gpt(
             best = torch.where(better.to(p.device).unsqueeze(1), p, best)
             checks.append(step + 1)
             checked.append(values)
+        if team and save_every and (step + 1) % save_every == 0:
+            kept = [p, adam.m, adam.v, *([] if best is None else [best])]
+            progress = {"seen": seen, "checks": checks, "checked": checked, "best_step": best_step, "least": least}
+            team.save({"step": step + 1, "kept": kept, **progress})
     none = torch.empty(0, K, dtype=torch.float64)
     return Training(
         record,
@@ -213,6 +252,18 @@ def train_gpt(
         best_step,
         best,
     )
+
+
+def _share(batch: Batch, team: Team | None) -> Batch:
+    """Return this process's examples of a batch; ValueError unless every process gets equally many."""
+    c, r = batch
+    if team is None or team.size == 1:
+        return batch
+    examples = 0 if r.dim() == 2 else 1
+    if r.shape[examples] % team.size:
+        raise ValueError(f"a batch of {r.shape[examples]} cannot be shared by {team.size} processes: use a multiple")
+    mine = (slice(None),) * examples + (slice(team.rank, None, team.size),)
+    return c[mine], r[mine]
 
 
 CACHE_BYTES = 8 * 2**20

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 
@@ -184,3 +185,76 @@ def test_misuse_of_training_is_refused() -> None:
         PoolBatches(*batch, 2, [4, 4], [0])
     with pytest.raises(ValueError, match="batch = 0 must be at least 1"):
         PoolBatches(*batch, 0, [4], [0])
+
+
+class Memory:
+    """A team of one that keeps its state, and dies after some saves."""
+
+    rank, size = 0, 1
+
+    def __init__(self, lives: int = 1000) -> None:
+        self.state, self.lives = None, lives
+
+    def load(self):
+        return self.state
+
+    def save(self, state) -> None:
+        # As a checkpoint does, this keeps what the tensors are now.
+        self.state = copy.deepcopy(dict(state))
+        self.lives -= 1
+        if self.lives == 0:
+            raise InterruptedError
+
+
+def pool() -> PoolBatches:
+    return PoolBatches(*data(PAIR, 20), B, [20, 10], [1, 2])
+
+
+def trained(team: Memory | None, **options):
+    model = gaussian_gpt(PAIR, [1, 2], dtype=F64)
+    c, r = data(PAIR, 2, 6)
+    seen = train_gpt(
+        model, pool(), 9, rates=1e-2, record=(0, 5, 8), validate=lambda m: m.losses(c, r), every=2, team=team, **options
+    )
+    return model.parameters, seen
+
+
+def test_training_goes_on_from_what_was_saved_as_if_nothing_had_happened() -> None:
+    whole, seen = trained(None)
+    team = Memory(lives=2)
+    with pytest.raises(InterruptedError):
+        trained(team, save_every=3)
+    assert team.state["step"] == 6
+    resumed, again = trained(team, save_every=3)
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+    assert (again.record, again.checks) == (seen.record, seen.checks)
+    for name in ("losses", "validation", "best_step", "best"):
+        torch.testing.assert_close(getattr(again, name), getattr(seen, name), rtol=0, atol=0)
+
+
+def _member_of_a_team(rank: int, size: int, home: str) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{home}/meet", rank=rank, world_size=size)
+    team = Memory()
+    team.rank, team.size = rank, size
+    parameters, seen = trained(team)
+    torch.save({"parameters": parameters, "losses": seen.losses}, f"{home}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_what_one_does(tmp_path) -> None:
+    torch.multiprocessing.spawn(_member_of_a_team, (2, str(tmp_path)), nprocs=2)
+    whole, seen = trained(None)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        # Adam blows rounding up where a gradient is zero but for it.
+        torch.testing.assert_close(found["parameters"], whole, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(found["losses"], seen.losses, rtol=1e-12, atol=1e-12)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    team = Memory()
+    team.size = 3
+    with pytest.raises(ValueError, match="a batch of 4 cannot be shared by 3 processes"):
+        trained(team)
