@@ -42,6 +42,7 @@ report: $(VENV)/installed
 gallery: $(VENV)/installed
 	$(BIN)/assay run width --scale laptop --results reports/results --out reports
 	$(BIN)/assay run hessian --scale laptop --results reports/results --out reports
+	$(BIN)/assay run icl --scale laptop --results reports/results --out reports
 
 clean:
 	rm -rf results report

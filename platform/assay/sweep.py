@@ -122,7 +122,7 @@ def run(
         team = max(_workers(study, pack) for pack in packs)
         with cluster(address, workers, gpus, team) as cpus:
             progress.begin()
-            outcomes = {}
+            outcomes: dict[str, Any] = {}
             for count in sorted({_workers(study, pack) for pack in packs}):
                 some = [pack for pack in packs if _workers(study, pack) == count]
                 # A team waits for all its processes at once, and would wait for ever beside a stream of single packs.
