@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assay import provenance
+from assay import provenance, train
 from assay.errors import AssayError
 from assay.plan import Pack, plan
 from assay.progress import Progress
@@ -112,6 +112,7 @@ def run(
         store.ensure_writable()
     aside = tuple(str(problem) for problem in store.set_aside(study.name, scale))
     if not packs:
+        train.clear(store, study.name, scale)
         return Sweep(0, 0, 0, time.monotonic() - started, set_aside=aside)
     store.sweep_temporaries(TEMPORARY_AGE_S)
     reference = str(Path(reference).resolve()) if reference.endswith(".py") else reference
@@ -287,8 +288,6 @@ def measure(config: Mapping[str, Any]) -> None:
         tune.report({"failed": True, "wall_s": 0.0})
         return
     if job["workers"] > 1:
-        from assay import train
-
         tune.report(train.run(pack, job["workers"], job["gpus"], store, task))
         return
     if job["gpus"]:

@@ -1,8 +1,8 @@
 """Packs that need several processes: data-parallel workers under Ray Train, started from the pack's own Tune trial.
 
 Process 0 measures and commits; a worker that dies takes the whole team down, and the team goes on from the last
-checkpoint. An exception of the study's own code is recorded and not tried again. Checkpoints live in a hidden folder of
-the results and go when the pack is stored.
+checkpoint; so does the next run after the driver was killed. An exception of the study's own code is recorded and not
+tried again. Checkpoints live in a hidden folder of the results and go when the pack is stored.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run(pack: Pack, workers: int, gpus: float, store: Store, task: Mapping[str, 
 
     from assay.sweep import RETRIES
 
-    folder = f"{store.folder(pack.study, pack.scale)}/{FOLDER}"
+    folder = _folder(store, pack.study, pack.scale)
     trainer = TorchTrainer(
         work,
         train_loop_config={"pack": json.dumps(pack.config()), "gpu": gpus > 0, "folder": f"{folder}/{pack.id}", **task},
@@ -98,6 +98,19 @@ def run(pack: Pack, workers: int, gpus: float, store: Store, task: Mapping[str, 
     assert receipt is not None, "the last report of every team has a checkpoint"
     store.filesystem.delete_dir(f"{folder}/{pack.id}")
     return {"failed": bool(receipt["failed"]), "wall_s": float(receipt["wall_s"])}
+
+
+def clear(store: Store, study: str, scale: str) -> None:
+    """Drop the checkpoints of a study that has nothing left to measure: a team may have outlived its driver."""
+    import pyarrow.fs as pafs
+
+    folder = _folder(store, study, scale)
+    if store.filesystem.get_file_info(folder).type == pafs.FileType.Directory:
+        store.filesystem.delete_dir(folder)
+
+
+def _folder(store: Store, study: str, scale: str) -> str:
+    return f"{store.folder(study, scale)}/{FOLDER}"
 
 
 def work(config: Mapping[str, Any]) -> None:

@@ -76,6 +76,17 @@ def test_checkpoints_go_when_the_packs_are_stored(swept):
     assert store.tables("team", "smoke") == ["errors", "failures"]
 
 
+@pytest.mark.ray
+def test_checkpoints_of_a_team_that_outlived_its_driver_go_with_the_next_run(swept, home):
+    _, store = swept
+    left = Path(store.root) / "team" / "smoke" / train.FOLDER / "descend-0" / "checkpoint" / train.STATE
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.touch()
+    assert sweep.run(str(home / "team_study.py"), "smoke", store.root).packs == 0
+    assert not left.parents[2].exists()
+    assert len(table(store)) == 2
+
+
 def test_a_team_larger_than_the_machine_is_refused(home):
     with pytest.raises(AssayError, match="a pack asks for 2 processes, there are 1 CPUs"):
         sweep.run(str(home / "team_study.py"), "smoke", str(home / "other"), workers=1)
