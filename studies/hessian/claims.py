@@ -172,6 +172,9 @@ CLAIMS = (
             Control("said to grow as √M", kind=Slope(0.5, band=0.15)),
         ),
         cases=("data", "depth", "activation", "what"),
+        note="It does not. With two hidden layers all top eigenvalues fall with the width, by about M^(−1/4); with tanh units λ_1 "
+        "stays while λ_k and above all λ_2k fall. That the outliers do not know the width is a fact about the networks of the "
+        "papers' figure.",
     ),
     Claim(
         "HES-3B",
@@ -253,6 +256,8 @@ CLAIMS = (
             Control("empirical Fisher in place of G", exactly("fisher_error", activation="tanh")),
         ),
         cases=("width",),
+        note="It does not within 3000 steps: with tanh units R fades no faster than G does, and the figure shows the difference "
+        "hardly moving after 300 steps.",
     ),
     Claim(
         "HES-5I",
@@ -350,6 +355,7 @@ CLAIMS = (
             Control("their number in place of their share", number_of_negatives("tanh")),
             Control("share said to fall as 1/M", kind=Slope(-1.0, band=0.15)),
         ),
+        note="It does not: the share grows with the width at these sizes.",
     ),
     Claim(
         "HES-6X",
