@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from assay.errors import AssayError
 from assay.plan import Cell, Pack
-from assay.study import Claim, Control, Factor, Figure, Gate, Paper, Study, Table, Trial
+from assay.study import Claim, Control, Factor, Figure, Gate, Paper, Study, Table, Trial, scaled, seeds
 
 if TYPE_CHECKING:
     from assay.api import figure, query, run, table, verdicts
@@ -25,7 +25,7 @@ _KINDS = ("Bound", "Equality", "NonInferiority", "Ordering", "Proportion", "Slop
 __all__ = [
     "AssayError", "Bound", "Cell", "Claim", "Control", "Equality", "Factor", "Figure", "Gate", "NonInferiority",
     "Ordering", "Pack", "Paper", "Proportion", "Slope", "Study", "Table", "Trend", "Trial", "figure", "query", "run",
-    "table", "verdicts",
+    "scaled", "seeds", "table", "verdicts",
 ]  # fmt: skip
 
 

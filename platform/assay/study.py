@@ -119,6 +119,16 @@ class Factor:
         return type(self.at("smoke")[0])
 
 
+def scaled(smoke: tuple[Any, ...], laptop: tuple[Any, ...], cluster: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
+    """Values of a factor at the three scales, as `Factor` takes them."""
+    return {"smoke": smoke, "laptop": laptop, "cluster": cluster}
+
+
+def seeds(smoke: int, laptop: int, cluster: int) -> Factor:
+    """The packed factor `seed` with the values 0, 1, ..., so many at each scale: usually a claim's sampling unit."""
+    return Factor("seed", scaled(*(tuple(range(count)) for count in (smoke, laptop, cluster))), packed=True)
+
+
 @dataclass(frozen=True)
 class Table:
     """The rows a trial measures: measured columns and their types (bool, int, float, str or list[float]).

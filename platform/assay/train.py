@@ -94,6 +94,8 @@ def run(pack: Pack, workers: int, gpus: float, store: Store, task: Mapping[str, 
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
         ),
     )
+    if _exists(store, f"{folder}/{pack.id}/failed"):  # of a run that was killed before it could report: try again
+        store.filesystem.delete_file(f"{folder}/{pack.id}/failed")
     receipt = trainer.fit().metrics
     assert receipt is not None, "the last report of every team has a checkpoint"
     store.filesystem.delete_dir(f"{folder}/{pack.id}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from assay import Factor, Pack, Table, Trial
+from assay import Factor, Pack, Table, Trial, scaled, seeds
 from studies.hessian.networks import (
     COUNTS,
     TRAINING,
@@ -14,8 +14,6 @@ from studies.hessian.networks import (
     member_bytes,
     over_time,
     parameters,
-    scaled,
-    seeds,
     snapshot,
     trained,
 )  # fmt: skip

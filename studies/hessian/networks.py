@@ -9,7 +9,7 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from assay import AssayError, Factor, Pack
+from assay import AssayError, Pack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,17 +34,6 @@ COUNTS = {"edge": float, "gap": int, "ratio": int, "elbow": int, "class_edge": i
 
 TRAINING = {"train_loss": float, "train_accuracy": float, "grad_norm": float}
 """Columns of every snapshot."""
-
-
-def seeds(smoke: int, laptop: int, cluster: int) -> Factor:
-    """A seed is the sampling unit: it fixes the data, their order and, for each shape, the initial weights."""
-    counts = {"smoke": smoke, "laptop": laptop, "cluster": cluster}
-    return Factor("seed", {scale: tuple(range(count)) for scale, count in counts.items()}, packed=True)
-
-
-def scaled(smoke: tuple, laptop: tuple, cluster: tuple) -> dict[str, tuple]:
-    """Values of a factor at the three scales."""
-    return {"smoke": smoke, "laptop": laptop, "cluster": cluster}
 
 
 def layers(data: str, width: int, depth: int) -> tuple[int, ...]:

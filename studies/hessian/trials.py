@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from assay import Factor, Pack, Table, Trial
+from assay import Factor, Pack, Table, Trial, scaled, seeds
 from studies.hessian.clusters import clusters, resamples, separability
 from studies.hessian.networks import (
     CLASSES,
@@ -23,8 +23,6 @@ from studies.hessian.networks import (
     member_bytes,
     over_time,
     parameters,
-    scaled,
-    seeds,
     snapshot,
     trained,
     upper_end,

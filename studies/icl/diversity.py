@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from assay import Factor, Pack, Table, Trial
-from studies.icl.networks import BLOCK, CORE, TEST, Fresh, flops, new_networks, scaled, seeds, stack_bytes, stream_of
+from assay import Factor, Pack, Table, Trial, scaled, seeds
+from studies.icl.networks import BLOCK, CORE, TEST, Fresh, flops, new_networks, stack_bytes, stream_of
 
 if TYPE_CHECKING:
     import pandas as pd

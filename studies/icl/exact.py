@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from assay import Factor, Pack, Table, Trial
-from studies.icl.exact_limits import LIMIT_TRIALS, scaled, seeds
+from assay import Factor, Pack, Table, Trial, scaled, seeds
+from studies.icl.exact_limits import LIMIT_TRIALS
 
 if TYPE_CHECKING:
     import pandas as pd

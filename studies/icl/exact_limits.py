@@ -5,21 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from assay import Factor, Pack, Table, Trial
+from assay import Factor, Pack, Table, Trial, scaled, seeds
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
-
-
-def seeds(smoke: int, laptop: int, cluster: int) -> Factor:
-    """A seed is the sampling unit: it fixes the concepts and the prompts; all prompts of a seed are nested in it."""
-    return Factor("seed", scaled(tuple(range(smoke)), tuple(range(laptop)), tuple(range(cluster))), packed=True)
-
-
-def scaled(smoke: tuple, laptop: tuple, cluster: tuple) -> dict[str, tuple]:
-    """Values of a factor at the three scales."""
-    return {"smoke": smoke, "laptop": laptop, "cluster": cluster}
 
 
 # --- Attention as the posterior mean ----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from assay import Factor, Pack, Table, Trial
+from assay import Factor, Pack, Table, Trial, scaled, seeds
 from studies.icl.diversity import diversity
 from studies.icl.networks import (
     BATCHES,
@@ -28,8 +28,6 @@ from studies.icl.networks import (
     new_networks,
     prior_of,
     prompts,
-    scaled,
-    seeds,
     stack_bytes,
 )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from assay import Factor, Pack
+from assay import Pack
 
 if TYPE_CHECKING:
     import torch
@@ -29,17 +29,6 @@ VALIDATIONS = 512
 """Prompts on which rates are chosen and training is stopped; none of them is a test prompt."""
 BLOCK = 64
 """Training steps whose prompts are drawn at once."""
-
-
-def seeds(smoke: int, laptop: int, cluster: int) -> Factor:
-    """A seed is the sampling unit: it fixes the concepts, all prompts and, for each shape, the initial weights."""
-    counts = {"smoke": smoke, "laptop": laptop, "cluster": cluster}
-    return Factor("seed", {scale: tuple(range(count)) for scale, count in counts.items()}, packed=True)
-
-
-def scaled(smoke: tuple, laptop: tuple, cluster: tuple) -> dict[str, tuple]:
-    """Values of a factor at the three scales."""
-    return {"smoke": smoke, "laptop": laptop, "cluster": cluster}
 
 
 # --- Prompts ----------------------------------------------------------------------------------------------------------

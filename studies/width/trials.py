@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from assay import Factor, Pack, Table, Trial
+from assay import Factor, Pack, Table, Trial, seeds
 from studies.width.inputs import DATA, INPUTS, OUTPUTS, PROBES, batches_per_member, dataset
 from studies.width.parametrizations import NAMED, PLANE, spec_of
 from theory.abc.spec import HIDDEN_QUANTITIES, QUANTITIES, AbcSpec
@@ -20,12 +20,6 @@ STEPS = (1, 2, 4)
 """Steps after which sizes are recorded: the laws are for a number of steps that does not grow with the width."""
 PLANE_WIDTH = 1024
 LINEAR_NETWORK = "linear, W1 only"
-
-
-def seeds(smoke: int, laptop: int, cluster: int) -> Factor:
-    """A seed is the sampling unit: it fixes the data order, the probe inputs and, at each width, the initial weights."""
-    counts = {"smoke": smoke, "laptop": laptop, "cluster": cluster}
-    return Factor("seed", {scale: tuple(range(count)) for scale, count in counts.items()}, packed=True)
 
 
 def geometric(low: int, high: int) -> tuple[int, ...]:
