@@ -14,6 +14,7 @@ from studies.hessian.frames import (
     count_difference,
     count_slopes,
     counted,
+    counted_by_ratio,
     edge,
     exactly,
     gaps,
@@ -47,10 +48,10 @@ BARRIER = 0.01
 def wrong_counts(least: int = 0, most: int = 1000) -> tuple[Control, ...]:
     """Counts that must not be found: other laws, other networks."""
     return (
-        Control("2k outliers", counted(clusters(least=least, most=most), twice, clear=True)),
+        Control("2k outliers", counted_by_ratio(clusters(least=least, most=most), twice)),
         Control(
             "M/100 outliers",
-            counted(clusters(least=least, most=most), lambda frame: frame["parameters"] / 100, clear=True),
+            counted_by_ratio(clusters(least=least, most=most), lambda frame: frame["parameters"] / 100),
         ),
         Control("before training", counted(clusters(t=0, least=least, most=most), clear=True)),
         Control(
@@ -135,7 +136,7 @@ CLAIMS = (
         MOSTLY,
         counted(clusters(activation="tanh", most=10)),
         (
-            Control("2k outliers", counted(clusters(activation="tanh", most=10), twice, clear=True)),
+            Control("2k outliers", counted_by_ratio(clusters(activation="tanh", most=10), twice)),
             Control("before training", counted(clusters(t=0, activation="tanh", most=10), clear=True)),
         ),
         cases=COUNT_CASES,

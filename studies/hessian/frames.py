@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from studies.hessian.clusters import BLOB_STEPS, BLOB_WIDTH, blob_sizes
 from studies.hessian.networks import CLASSES, parameters
@@ -149,8 +149,8 @@ def twice(frame: pd.DataFrame) -> pd.Series:
     return 2 * frame["clusters"]
 
 
-def counted(source: Data, law: Callable[[pd.DataFrame], pd.Series] | None = None, clear: bool = False) -> Data:
-    """Whether networks have k outliers, or as many as `law` says: give or take one, exactly for fewer than four.
+def counted(source: Data, clear: bool = False) -> Data:
+    """Whether networks have k outliers: give or take one, exactly for fewer than four.
 
     The largest ratio counts; where the class edge contradicts it by more than one there is no clear gap, and the row is
     unclear, or false if it has to be `clear`. Give or take one of two would let half the counts there are pass.
@@ -162,13 +162,33 @@ def counted(source: Data, law: Callable[[pd.DataFrame], pd.Series] | None = None
         from theory.curvature import outliers
 
         frame = source(tables)
-        target = (frame["clusters"] if law is None else law(frame)).to_numpy(dtype=float)
         count = outliers.consensus(frame["ratio"], frame["class_edge"])
-        with np.errstate(invalid="ignore"):
-            hit = np.abs(count - target) <= np.where(target < 4, 0, 1)
-        return frame.assign(value=hit.astype(float), unclear=0.0 if clear else np.isnan(count).astype(float))
+        return frame.assign(
+            value=near(count, frame["clusters"]), unclear=0.0 if clear else np.isnan(count).astype(float)
+        )
 
     return data
+
+
+def counted_by_ratio(source: Data, law: Callable[[pd.DataFrame], pd.Series]) -> Data:
+    """Whether networks have as many outliers as a wrong law says, by the largest ratio alone.
+
+    The class edge, which cannot exceed k, would refute any larger number by construction.
+    """
+
+    def data(tables: Tables) -> pd.DataFrame:
+        frame = source(tables)
+        return frame.assign(value=near(frame["ratio"], law(frame)))
+
+    return data
+
+
+def near(count: Any, target: pd.Series) -> Any:
+    """1 where a count is the target, give or take one if that is four or more; 0 where there is no count."""
+    import numpy as np
+
+    wanted = target.to_numpy(dtype=float)
+    return (np.abs(np.asarray(count, dtype=float) - wanted) <= np.where(wanted < 4, 0, 1)).astype(float)
 
 
 def count_slopes(source: Data) -> Data:

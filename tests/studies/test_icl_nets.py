@@ -298,7 +298,7 @@ def test_every_figure_draws_what_was_measured(figure, measured):
 def test_every_claim_and_control_can_be_judged_on_what_was_measured(claim, measured):
     found = judge_claim(claim, measured, COMPLETE)
     judged = [found.assessment, *(control.assessment for control in found.controls)]
-    assert all(one.cases for one in judged) or claim.id == "ICL-7S"  # 16 examples are too few for a plateau
+    assert all(one.cases for one in judged) == (claim.id != "ICL-7S")  # 16 examples are too few for its setting
 
 
 def test_training_moves_networks_towards_bayes(measured):
