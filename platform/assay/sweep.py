@@ -7,6 +7,7 @@ several processes gets them from its trial (`assay.train`).
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,17 +151,18 @@ def cluster(address: str | None, workers: int | None, gpus: float = 0.0, team: i
     import ray
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    ours = not ray.is_initialized()
-    if ours:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if address is None:
-            options |= {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
-        try:
-            ray.init(address=address or "local", **options)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            what = f"no Ray cluster at {address!r}" if address else "Ray cannot be started here"
-            raise AssayError(f"{what}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
-    try:
+    with ExitStack() as opened:
+        if not ray.is_initialized():
+            options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if address is None:
+                options |= {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
+                opened.enter_context(_environment_shared())
+            try:
+                ray.init(address=address or "local", **options)
+            except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+                what = f"no Ray cluster at {address!r}" if address else "Ray cannot be started here"
+                raise AssayError(f"{what}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+            opened.callback(ray.shutdown)
         resources = ray.cluster_resources()
         if address is None and resources.get("GPU", 0) < gpus:
             raise AssayError(
@@ -171,9 +173,26 @@ def cluster(address: str | None, workers: int | None, gpus: float = 0.0, team: i
                 f"a pack asks for {team} processes, there are {resources.get('CPU', 1):g} CPUs: add --workers"
             )
         yield int(resources.get("CPU", 1))
+
+
+@contextmanager
+def _environment_shared() -> Iterator[None]:
+    """Let trials run in the processes that an embedded cluster has ready.
+
+    Tune gives its actors environment variables of their own, and for those Ray starts two interpreters after another.
+    All processes of an embedded cluster inherit the driver's environment, so there is nothing to give.
+    """
+    from ray.tune.execution import class_cache
+
+    for name, value in class_cache.DEFAULT_ENV_VARS.items():
+        os.environ.setdefault(name, value)
+    names = vars(class_cache)
+    given = {name: names[name] for name in ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE")}
+    names.update(DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=frozenset())
+    try:
+        yield
     finally:
-        if ours:
-            ray.shutdown()
+        names.update(given)
 
 
 def _check_reachable(address: str | None) -> None:
@@ -279,6 +298,8 @@ def measure(config: Mapping[str, Any]) -> None:
     """One Tune trial: measure a pack, commit it, report its receipt."""
     from ray import tune
 
+    if not gc.get_freeze_count():  # once per process: else its further imports wait for collections of all of Ray
+        gc.freeze()
     task, job = config["task"], config["job"]
     pack, store = Pack.from_config(json.loads(job["pack"])), Store(task["root"])
     try:

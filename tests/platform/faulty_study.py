@@ -41,7 +41,7 @@ def measure(pack: Pack) -> dict[str, pd.DataFrame]:
     started = time.time()
     n, wanted = pack["n"], faults()
     fault = wanted.get(str(n))
-    note(n=n, started=started)
+    note(n=n, started=started, pid=os.getpid())
     if fault == "raise":
         raise ValueError(f"there is no root of {n}\nand never was")
     if fault == "exit":

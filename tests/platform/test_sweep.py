@@ -155,6 +155,20 @@ def test_one_worker_takes_one_pack_at_a_time(path: Path) -> None:
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
+@pytest.mark.usefixtures("ray_here")
+def test_packs_run_in_processes_that_were_ready(path: Path) -> None:
+    import ray
+
+    @ray.remote(num_cpus=1)
+    def sleep() -> None:
+        time.sleep(0.5)
+
+    ray.get([sleep.remote(), sleep.remote()])  # leaves two processes behind, whatever ran before
+    ready = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    assert run_here(path).failed == 0
+    assert {note["pid"] for note in notes(path) if "pid" in note} <= ready
+
+
 def test_failures_are_recorded_once_and_stop_nothing_else(path: Path, ray_here: str, tell: Callable[..., Any]) -> None:
     misbehave(path, n1="raise", n2="exit", n3="wrong rows", n4="die", n5="die once")
     driver = start(path, "--address", ray_here)
