@@ -112,10 +112,11 @@ def share_intervals(share: float, variance: float, units: int, trials: int, at_e
 def effective_size(share: float, variance: float, units: int, trials: int, at_end: int, level: float) -> float:
     """How many independent trials a share of `trials`, clustered in units, is worth.
 
-    Binomial variance over the share's estimated `variance`, less the price of estimating it from few units ((z/t)^2,
-    Korn & Graubard 1998); never below the units nor above the trials. `at_end` is the answer for a share of 0 or 1,
+    Binomial variance over the share's estimated `variance`, less a price for estimating it from few units; never below
+    the units nor above the trials. The price is z/t: Korn & Graubard (1998) ask for its square, which with five units
+    covers up to 98.9 % where 95 % is meant, and z/t between 90 and 98 %. `at_end` is the answer for a share of 0 or 1,
     where no variance can be estimated. What it cannot mend: where failures are rare (5 %) and come by whole units
-    (correlation 0.3 and more over 40 rows), few units show any, and the 95 % interval covers about 85 % of the time.
+    (correlation 0.3 and more over 40 rows), few units show any, and the 95 % interval covers 82 to 88 % of the time.
     """
     binomial = share * (1 - share)
     if trials == units:
@@ -124,7 +125,7 @@ def effective_size(share: float, variance: float, units: int, trials: int, at_en
         return float(at_end)
     if variance <= 0:
         return float(trials)
-    price = (normal_quantile(level) / t_quantile(units - 1, level)) ** 2
+    price = normal_quantile(level) / t_quantile(units - 1, level)
     return min(max(binomial / variance * price, units), trials)
 
 

@@ -136,8 +136,7 @@ def test_trends_cover(rise: float, units: int) -> None:
     found = experiments(
         Trend("increasing"), value=noisy_trends(np.random.default_rng(units), rise, units), x=np.arange(8)
     )
-    # Towards perfect order the score interval errs on the safe side, most with few units.
-    assert 0.90 <= coverage(found, expected_tau(rise)) <= (0.985 if rise == 1.0 and units == 5 else 0.98)
+    assert 0.90 <= coverage(found, expected_tau(rise)) <= 0.98
 
 
 @pytest.mark.parametrize("units", UNITS)
@@ -147,17 +146,15 @@ def test_nearly_perfect_trends_cover(units: int) -> None:
     found = experiments(Trend("increasing"), value=value, x=np.arange(8))
     perfect = np.mean([case.estimate == 1.0 for case in found.cases])
     assert perfect > (0.1 if units == 20 else 0.4)
-    assert coverage(found, expected_tau(5.0)) >= 0.90
+    assert 0.90 <= coverage(found, expected_tau(5.0)) <= 0.98
 
 
 @pytest.mark.parametrize("units", UNITS)
-@pytest.mark.parametrize(("rows", "rho"), [(1, 0.0), (10, 0.1), (10, 0.2)])
+@pytest.mark.parametrize(("rows", "rho"), [(1, 0.0), (10, 0.0), (10, 0.1), (10, 0.2)])
 @pytest.mark.parametrize("p", [0.5, 0.8, 0.95])
 def test_proportions_cover(p: float, rows: int, rho: float, units: int) -> None:
     found = experiments(Proportion(at_least=0.5), value=hits(np.random.default_rng(units), p, units, rows, rho))
-    # Five or eight units of p = 0.95 often show no failure at all: the interval is then wide, and covers more.
-    ceiling = 0.99 if p == 0.95 and units < 20 else 0.98
-    assert 0.90 <= coverage(found, p) <= ceiling
+    assert 0.90 <= coverage(found, p) <= 0.98
 
 
 # The simulator can tell a wrong interval from a right one
