@@ -89,13 +89,14 @@ def score_candidates(
         raise ValueError(f"unknown kind {kind!r} of score; there is {', '.join(KINDS)}")
     check_damping(damping, positive=kind in ROOTED)
     x, y = x.double(), y.double()
-    f, taps = net.copy(torch.float64).taps(x)
+    net = net.copy(torch.float64)
+    f, taps = net.taps(x)
     rooted = {"emp_diag": "emp_full", "kfac": "ggn"}.get(kind, kind)
     v, w = cotangents(rooted, f.detach(), y, loss), coordinates(rooted, f.detach(), y, loss)
     found = dict(zip((tap.name for tap in taps), zip(taps, pull_back(f, taps, v), strict=True), strict=True))
     old = [tap for tap in taps if tap.kind != "site"]
     deltas = [found[tap.name][1] for tap in old]
-    new = [_additions(candidate, f.detach(), found, x) for candidate in candidates]
+    new = [_additions(net, candidate, f.detach(), found, x) for candidate in candidates]
     if kind in ROOTED:
         current, gains = _rooted_gains(gram(old, deltas), new, w, damping)
         bound = limit(kind, f, y, loss)
@@ -113,7 +114,9 @@ def score_candidates(
     return Scores(current, current + torch.stack(gains), bound, added)
 
 
-def _additions(expanded: GrowingCNN, f: Tensor, found: Mapping[str, tuple[Tap, Tensor]], x: Tensor) -> list[Added]:
+def _additions(
+    net: GrowingCNN, expanded: GrowingCNN, f: Tensor, found: Mapping[str, tuple[Tap, Tensor]], x: Tensor
+) -> list[Added]:
     """Return where an expanded network has new parameters with a gradient, from a forward pass of it alone.
 
     f, and `found` by name: outputs and taps with their gradients of the network before, of which K and N are the same.
@@ -122,7 +125,8 @@ def _additions(expanded: GrowingCNN, f: Tensor, found: Mapping[str, tuple[Tap, T
     """
     tolerance = _TOLERANCE[expanded.dtype]
     expanded = expanded.copy(torch.float64)
-    after, taps = expanded.taps(x)
+    known = {name: tap for name, (tap, _) in found.items()}
+    after, taps = expanded.taps(x, first=_first_change(net, expanded), known=known)
     if not _same(after, f, tolerance):
         change = float((after - f).detach().abs().max())
         raise ValueError(f"the candidate changes the function, by up to {change:.3g}: score it as a network of its own")
@@ -148,6 +152,17 @@ def _additions(expanded: GrowingCNN, f: Tensor, found: Mapping[str, tuple[Tap, T
     if not added:
         raise ValueError("the candidate has no new parameter with a gradient: it is no expansion of this network")
     return added
+
+
+def _first_change(net: GrowingCNN, expanded: GrowingCNN) -> int:
+    """Return the first block in which two networks differ, or the last if they do not."""
+    blocks = net.architecture.blocks
+    for block in range(1, blocks):
+        for before, after in ((net.parameters, expanded.parameters), (net.buffers, expanded.buffers)):
+            names = {name for name in (*before, *after) if name.startswith(f"block{block}.")}
+            if not all(name in before and name in after and torch.equal(before[name], after[name]) for name in names):
+                return block
+    return blocks
 
 
 def _rooted_gains(K: Tensor, new: Sequence[Sequence[Added]], w: Tensor, damping: float) -> tuple[Tensor, list[Tensor]]:

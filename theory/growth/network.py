@@ -197,17 +197,19 @@ class GrowingCNN:
             raise ValueError("running statistics are tracked in training mode only: pass train=True with track=True")
         return _Pass(self, self.parameters, train=train, track=track, ordered=ordered).outputs(x)
 
-    def taps(self, x: Tensor) -> tuple[Tensor, list[Tap]]:
+    def taps(self, x: Tensor, *, first: int = 1, known: Mapping[str, Tap] | None = None) -> tuple[Tensor, list[Tap]]:
         """Return f, [K, N, classes], in inference mode, and the taps that lead to it (see `theory.growth.taps`).
 
         One tap for every place with parameters, named as its parameters without their last part (the slopes of a unit
         "block1.unit1.slope"), and a site "block1.site" at the end of each block, before its pool, where `insert_identity`
         would put a unit. Gradients flow to the outputs of the taps but not to the network's own tensors.
+        With `first` above 1 the pass starts at that block, and so do the taps: what comes before is taken from the taps,
+        `known` by name, of a network with the same blocks up to there on the same images.
         """
         leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
         taps: list[Tap] = []
         with torch.enable_grad():
-            f = _Pass(self, leaves, taps=taps).outputs(x)
+            f = _Pass(self, leaves, taps=taps).outputs(x, first, known)
         return f, taps
 
 
@@ -229,10 +231,14 @@ class _Pass:
         self.train, self.track, self.ordered = train, track, ordered
         self.taps = taps
 
-    def outputs(self, x: Tensor) -> Tensor:
-        z = self._images(x)
-        skip = z
-        for block in range(1, self.a.blocks + 1):
+    def outputs(self, x: Tensor, first: int = 1, known: Mapping[str, Tap] | None = None) -> Tensor:
+        z = skip = self._images(x)
+        if first > 1 and known is not None:
+            z, end = (
+                known[name].inputs.transpose(0, 1).flatten(1, 2) for name in (f"block{first}.conv", "block1.site")
+            )
+            skip = self._skipped(functional.max_pool2d(end, 2))
+        for block in range(first, self.a.blocks + 1):
             name = f"block{block}"
             z = self._conv(name, z, bias=True, cancelled=self.train)
             z = functional.leaky_relu(self._norm(name, z, frozen=not self.train), SLOPE)
@@ -240,10 +246,14 @@ class _Pass:
                 z = self._inserted(f"{name}.unit{unit}", z)
             z = functional.max_pool2d(self._tap(f"{name}.site", "site", (), z, z), 2)
             if block == 1:
-                skip = functional.max_pool2d(z, 2 ** (self.a.blocks - 1))
+                skip = self._skipped(z)
         both = torch.cat([self._split(skip), self._split(z)], 2).flatten(1, 2)
         z = functional.leaky_relu(self._conv("mixed", both, bias=True), SLOPE)
         return self._head(self._split(z).transpose(0, 1).flatten(2))
+
+    def _skipped(self, z: Tensor) -> Tensor:
+        """Return the end of block 1 at the size of the end of the last block."""
+        return functional.max_pool2d(z, 2 ** (self.a.blocks - 1))
 
     def _images(self, x: Tensor) -> Tensor:
         if x.dim() not in (4, 5) or x.shape[-3:] != self.a.image or (x.dim() == 5 and x.shape[0] != self.K):
