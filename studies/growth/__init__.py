@@ -28,7 +28,7 @@ study = Study(
             arxiv="2307.04526",
         ),
     ),
-    version="1",
+    version="2",
     trials=(*identities.TRIALS, *runs.TRIALS),
     claims=(*identities_claims.CLAIMS, *runs_claims.CLAIMS),
     figures=(*runs_figures.FIGURES, *identities_figures.FIGURES),

@@ -50,6 +50,7 @@ SETTINGS = {
 class Protocol:
     """What is the same in all runs on a data set.
 
+    steps                       steps that count as an epoch, so that tasks of fewer images are trained as long; 0: one pass
     warm_up, every, cool_down   epochs at which a run looks (see `theory.growth.decide.due`)
     probe                       training images that scores are computed on
     window                      epochs after an expansion within which accuracy is expected back
@@ -61,6 +62,7 @@ class Protocol:
     width: int
     head_norm: int
     batch: int
+    steps: int
     rate: float
     warm_up: int
     every: int
@@ -77,8 +79,8 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "digits": Protocol((1, 8, 8), 2, 0, 128, 5e-3, 7, 6, 0, 32, 6, 5, 0, False, 5),
-    "cifar10": Protocol((3, 32, 32), 16, 2, 512, 2e-3, 10, 1, 10, 1024, 10, 10, 15, True, 10),
+    "digits": Protocol((1, 8, 8), 2, 0, 128, 9, 5e-3, 7, 6, 0, 32, 6, 5, 0, False, 5),
+    "cifar10": Protocol((3, 32, 32), 16, 2, 512, 0, 2e-3, 10, 1, 10, 1024, 10, 10, 15, True, 10),
 }
 BLOCKS, HELD = 3, 5000
 """Blocks of a network, and training images of CIFAR-10 held out to steer the learning rate."""

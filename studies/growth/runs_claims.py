@@ -174,8 +174,9 @@ CLAIMS = (
             Control("a look after every other epoch", overhead(every=2)),
         ),
         cases=CASES,
-        note="Seconds of training and of scoring alone, without evaluation. A look costs nearly the same on smaller tasks, whose "
-        "epochs have fewer steps. The controls are reckoned from the seconds of one look.",
+        note="Seconds of training and of scoring alone, without evaluation. The controls are reckoned from the "
+        "seconds of one look. Where an epoch was one pass over the images, of 1 to 9 steps, the first data gave shares from "
+        "0.94 at two classes to 0.15 at ten; since then an epoch of every task is as many steps as ten classes have.",
     ),
     Claim(
         "SECNN-OD",

@@ -60,15 +60,14 @@ CLAIMS = (
     ),
     Claim(
         "SECNN-5",
-        "The more classes, and with them images and steps, the more parameters are added",
+        "The more classes, and with them images, the more parameters are added",
         TASKS,
         Trend("increasing", at_least=RISES),
         added("ggn", "classes"),
         no_trend("ggn", "classes"),
         cases=("data",),
         note="Parameters added, not their number: the start nets of more classes have larger readouts. Trends compare within a seed. "
-        "Classes are not told from images or steps: 2 to 10 classes are some 240 to 1200 images, 1 to 9 steps an epoch of "
-        f"which there are as many. {METHOD}",
+        f"Classes are not told from images: 2 to 10 classes are some 240 to 1200 images. {METHOD}",
     ),
     Claim(
         "SECNN-5M",

@@ -22,7 +22,7 @@ from theory.growth.network import Architecture, GrowingCNN
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-_NUMBERS = ("rate", "batch", "l1", "steps", "data_seeds", "born")
+_NUMBERS = ("rate", "batch", "l1", "length", "steps", "data_seeds", "born")
 _TENSORS = ("parameters", "buffers", "first", "second", "ages")
 
 
@@ -32,13 +32,14 @@ class Training:
     net         trained in place: its tensors become this object's own
     x, y        images [N, c, h, w] and classes [N], shared by all members, or [K, N, c, h, w] and [K, N] those of each
     data_seeds  one per member; members with equal seeds see the same examples (see `order`)
-    batch       examples per step; the N % batch left over at the end of an epoch are dropped
+    batch       examples per step; the N % batch left over at the end of a pass are dropped
     rate        Adam's learning rate; may be changed at any time
     l1          coefficient of Σ|θ|, over all parameters
+    length      steps that count as one epoch, for runs on more or fewer examples that are to train alike; 0: one pass
     steps       taken so far
 
-    Raises ValueError for data that do not pair up or fit the network, another number of seeds than members, or a batch
-    that is empty or larger than N.
+    Raises ValueError for data that do not pair up or fit the network, another number of seeds than members, a batch
+    that is empty or larger than N, or a negative length.
     """
 
     def __init__(
@@ -51,15 +52,18 @@ class Training:
         batch: int = 128,
         rate: float = 5e-3,
         l1: float = 0.0,
+        length: int = 0,
     ) -> None:
         self.x, self.y, self.data_seeds = x, y, tuple(data_seeds)
-        self.batch, self.rate, self.l1 = batch, rate, l1
+        self.batch, self.rate, self.l1, self.length = batch, rate, l1, length
         self.steps = 0
         self.examples = check_data(net, x, y)
         if len(self.data_seeds) != net.members:
             raise ValueError(f"{net.members} members need as many data seeds, got {self.data_seeds}")
         if not 1 <= batch <= self.examples:
             raise ValueError(f"batch = {batch} must lie between 1 and the number of examples, {self.examples}")
+        if length < 0:
+            raise ValueError(f"length = {length} of an epoch must be a number of steps, or 0 for one pass")
         self._order = (-1, torch.empty(0))
         zeros = {name: torch.zeros_like(p) for name, p in net.parameters.items()}
         ages = {name: torch.zeros(p.shape[1:], dtype=torch.int64) for name, p in net.parameters.items()}
@@ -69,7 +73,7 @@ class Training:
     @property
     def epoch_steps(self) -> int:
         """Steps of an epoch."""
-        return self.examples // self.batch
+        return self.length or self.examples // self.batch
 
     @property
     def epoch(self) -> int:
@@ -129,7 +133,7 @@ class Training:
             "second": _copies(self._named(self._second)),
             "ages": _copies(self._ages),
             "born": tuple(self._born),
-            **{name: getattr(self, name) for name in ("rate", "batch", "l1", "steps", "data_seeds")},
+            **{name: getattr(self, name) for name in _NUMBERS[:-1]},
         }
 
     @classmethod
@@ -144,7 +148,8 @@ class Training:
         if missing:
             raise ValueError(f"the state of a run lacks {', '.join(missing)}")
         net = GrowingCNN(Architecture(**state["architecture"]), state["parameters"], state["buffers"]).copy()
-        run = cls(net, x, y, state["data_seeds"], batch=state["batch"], rate=state["rate"], l1=state["l1"])
+        settings = {name: state[name] for name in ("batch", "rate", "l1", "length")}
+        run = cls(net, x, y, state["data_seeds"], **settings)
         run.steps, run._born = state["steps"], list(state["born"])
         run._adopt(net, state["first"], state["second"], _copies(state["ages"]))
         return run
@@ -193,10 +198,10 @@ class Training:
 
     def _next(self) -> tuple[Tensor, Tensor]:
         """Return images and classes of the step to take, [K, B, ...] and [K, B]."""
-        epoch, step = divmod(self.steps, self.epoch_steps)
-        if self._order[0] != epoch:
-            rows = {seed: order(self.examples, seed, epoch) for seed in dict.fromkeys(self.data_seeds)}
-            self._order = (epoch, torch.stack([rows[seed] for seed in self.data_seeds]).to(self.x.device))
+        passed, step = divmod(self.steps, self.examples // self.batch)
+        if self._order[0] != passed:
+            rows = {seed: order(self.examples, seed, passed) for seed in dict.fromkeys(self.data_seeds)}
+            self._order = (passed, torch.stack([rows[seed] for seed in self.data_seeds]).to(self.x.device))
         rows_now = self._order[1][:, step * self.batch : (step + 1) * self.batch]
         if self.x.dim() == 4:
             return self.x[rows_now], self.y[rows_now]
@@ -204,9 +209,9 @@ class Training:
         return self.x[members, rows_now], self.y[members, rows_now]
 
 
-def order(examples: int, data_seed: int, epoch: int) -> Tensor:
-    """Return the order of examples in an epoch, [N]: that of `theory.ensemble.batch_indices`, an epoch at a time."""
-    return torch.randperm(examples, generator=stream("order", data_seed, examples, epoch))
+def order(examples: int, data_seed: int, passed: int) -> Tensor:
+    """Return the order of examples in a pass, [N]: that of `theory.ensemble.batch_indices`, a pass at a time."""
+    return torch.randperm(examples, generator=stream("order", data_seed, examples, passed))
 
 
 def evaluate(net: GrowingCNN, x: Tensor, y: Tensor, rows: int = 512) -> tuple[Tensor, Tensor]:
