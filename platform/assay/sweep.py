@@ -54,6 +54,7 @@ _RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning about packs that ask for no GPU
     "RAY_USAGE_STATS_ENABLED": "0",  # an embedded cluster sends nothing anywhere
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # trials keep the driver's folder
+    "PL_DISABLE_FORK": "1",  # what Tune gives its trials: see `_environment_shared`
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no files per trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # no snapshots of Tune's state: nothing reads them
@@ -180,12 +181,11 @@ def _environment_shared() -> Iterator[None]:
     """Let trials run in the processes that an embedded cluster has ready.
 
     Tune gives its actors environment variables of their own, and for those Ray starts two interpreters after another.
-    All processes of an embedded cluster inherit the driver's environment, so there is nothing to give.
+    All processes of an embedded cluster inherit the environment that the driver has when it starts them, so there is
+    nothing to give. What the driver sets later does not reach them.
     """
     from ray.tune.execution import class_cache
 
-    for name, value in class_cache.DEFAULT_ENV_VARS.items():
-        os.environ.setdefault(name, value)
     names = vars(class_cache)
     given = {name: names[name] for name in ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE")}
     names.update(DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=frozenset())
@@ -300,6 +300,8 @@ def measure(config: Mapping[str, Any]) -> None:
 
     if not gc.get_freeze_count():  # once per process: else its further imports wait for collections of all of Ray
         gc.freeze()
+    # One worker per core, whatever the user's environment says: read by torch when a study imports it.
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     task, job = config["task"], config["job"]
     pack, store = Pack.from_config(json.loads(job["pack"])), Store(task["root"])
     try:
@@ -313,7 +315,7 @@ def measure(config: Mapping[str, Any]) -> None:
         return
     if job["gpus"]:
         pack = replace(pack, device="cuda")
-    if "torch" in sys.modules:  # one worker per core; Ray sets OMP_NUM_THREADS, which torch does not always follow
+    if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     single = train.Single(store, pack)
     failed, wall_s = run_and_commit(study, replace(pack, team=single), store, task["provenance"])

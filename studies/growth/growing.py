@@ -50,7 +50,7 @@ SETTINGS = {
 class Protocol:
     """What is the same in all runs on a data set.
 
-    steps                       steps that count as an epoch, so that tasks of fewer images are trained as long; 0: one pass
+    epoch_steps                 steps that count as an epoch, so that tasks of fewer images are trained as long; 0: one pass
     warm_up, every, cool_down   epochs at which a run looks (see `theory.growth.decide.due`)
     probe                       training images that scores are computed on
     window                      epochs after an expansion within which accuracy is expected back
@@ -62,7 +62,7 @@ class Protocol:
     width: int
     head_norm: int
     batch: int
-    steps: int
+    epoch_steps: int
     rate: float
     warm_up: int
     every: int
@@ -79,9 +79,15 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "digits": Protocol((1, 8, 8), 2, 0, 128, 9, 5e-3, 7, 6, 0, 32, 6, 5, 0, False, 5),
-    "cifar10": Protocol((3, 32, 32), 16, 2, 512, 0, 2e-3, 10, 1, 10, 1024, 10, 10, 15, True, 10),
-}
+    "digits": Protocol(
+        image=(1, 8, 8), width=2, head_norm=0, batch=128, epoch_steps=9, rate=5e-3, warm_up=7, every=6, cool_down=0,
+        probe=32, window=6, capacity=5, patience=0, flips=False, save=5,
+    ),
+    "cifar10": Protocol(
+        image=(3, 32, 32), width=16, head_norm=2, batch=512, epoch_steps=0, rate=2e-3, warm_up=10, every=1, cool_down=10,
+        probe=1024, window=10, capacity=10, patience=15, flips=True, save=10,
+    ),
+}  # fmt: skip
 BLOCKS, HELD = 3, 5000
 """Blocks of a network, and training images of CIFAR-10 held out to steer the learning rate."""
 
@@ -179,9 +185,7 @@ def look(
     from theory.growth.decide import decide_secnn, decide_senn
 
     candidates = room(net, protocol)
-    # Rows of the ggn's kernel are images times classes less one: of large probes a quarter will do.
-    count = protocol.probe // 4 if setting.score == "ggn" and protocol.probe > 256 else protocol.probe
-    x, y = to.train[0][:count], to.train[1][:count]
+    x, y = to.train[0][: protocol.probe], to.train[1][: protocol.probe]
     nets = [expanded(net, candidate, seed, x).net for candidate in candidates]
     targets = functional.one_hot(y, net.architecture.classes).double()
     damping = 0.0 if setting.score == "emp_diag" else protocol.damping
@@ -297,7 +301,7 @@ def grower(to: Task, setting: Setting, protocol: Protocol, seed: int, box: bool)
             return
         began = time.perf_counter()
         taken, scores = look(net, to, setting, protocol, seed)
-        state["score_s"] += time.perf_counter() - began
+        seconds = time.perf_counter() - began
         event: dict[str, Any] = {
             "epoch": epoch,
             "event": "none",
@@ -307,7 +311,7 @@ def grower(to: Task, setting: Setting, protocol: Protocol, seed: int, box: bool)
             "df_train": 0.0,
         }
         if taken is not None:
-            save()
+            save()  # before this look is counted: whoever takes the run up here looks again
             recovery = {"epoch": epoch, "before": state["rows"][-1]["test"][0]}
             recovery |= dict.fromkeys(("box", "box_now", "left"), 0.0)
             x = to.train[0][: min(protocol.probe, 128)]
@@ -324,6 +328,7 @@ def grower(to: Task, setting: Setting, protocol: Protocol, seed: int, box: bool)
                 recovery["left"] = _best_after(training, None, to, protocol.window)
             adopt(training, grown, to, restart=setting.restart)
             state["recoveries"].append(recovery)
+        state["score_s"] += seconds
         architecture = training.net.architecture
         event |= {
             "parameters": parameter_count(architecture),

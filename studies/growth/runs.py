@@ -80,7 +80,7 @@ class Cell:
         def begin() -> Training:
             net = initial(architecture, own, device=self.device)
             orders = [seed] * len(own)
-            return Training(net, *to.train, orders, batch=p.batch, rate=p.rate, l1=p.l1, length=p.steps)
+            return Training(net, *to.train, orders, batch=p.batch, rate=p.rate, l1=p.l1, epoch_steps=p.epoch_steps)
 
         return begin
 
@@ -119,14 +119,11 @@ class Cell:
 
     def measure(self, arm: str, state: dict[str, Any] | None, keep: Callable[[Mapping[str, Any]], None]) -> None:
         """Train an arm, from a saved state if there is one, and note what it came to."""
-        from theory.growth.training import evaluate
-
         begin, act, epochs = self.plan(arm)
         training, found = course(self.to, self.protocol, epochs, begin, act, state, keep)
-        loss = evaluate(training.net, *self.to.train)[0].mean()
         earlier = arm.endswith("_longer")
         rows = (self.done[arm.removesuffix("_longer")]["rows"] if earlier else []) + found["rows"]
-        self.done[arm] = found | {"rows": rows, "loss": float(loss), "steps": training.epoch_steps}
+        self.done[arm] = found | {"rows": rows, "steps": training.epoch_steps}
         self.done[arm]["architecture"] = vars(training.net.architecture).copy()
         if f"{arm}_longer" in arms(self.cell):
             self.done[arm]["training"] = training.state()
@@ -239,7 +236,7 @@ def _seconds(cell: Mapping[str, Any]) -> float:
     relative = {"grown": 1.3, "twin": 2.5, "small": 0.8, "random": 1.2, "random_size": 1.4, "grown_longer": 1.5}
     size = {"always": 3.0, "dense": 2.0}.get(cell["setting"], 1.0)
     share = sum(relative.get(arm, 2.5) for arm in arms(cell))
-    return 0.1 + share * size * cell["epochs"] * PROTOCOLS["digits"].steps * 3.5e-3
+    return 0.1 + share * size * cell["epochs"] * PROTOCOLS["digits"].epoch_steps * 3.5e-3
 
 
 CLASSES = (2, 4, 6, 8, 10)
@@ -319,6 +316,7 @@ def measure_ranking(pack: Pack) -> pd.DataFrame:
         batch=p.batch,
         rate=p.rate,
         l1=p.l1,
+        epoch_steps=p.epoch_steps,
     )
     while training.epoch < pack["checkpoint"]:
         training.finish_epoch()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from assay import AssayError
-from studies.growth.growing import PROTOCOLS, start
+from studies.growth.growing import PROTOCOLS, SETTINGS, protocol_of, start
 from studies.growth.runs import LARGE, WHERE
 
 if TYPE_CHECKING:
@@ -152,14 +152,14 @@ def coin(setting: str, axis: str, least: float = 0) -> Data:
         frame, drawn = added(setting, axis, least)(tables), []
         for draw in range(DRAWS):
             keys = zip(frame["seed"], frame["x"], frame["classes"], frame["epochs"], strict=True)
-            values = [float(_tossed((seed, draw), x, classes, epochs)[0]) for seed, x, classes, epochs in keys]
+            values = [float(_tossed(setting, (seed, draw), x, classes, epochs)[0]) for seed, x, classes, epochs in keys]
             drawn.append(frame.assign(seed=DRAWS * frame["seed"] + draw, value=values))
         return pd.concat(drawn)
 
     return data
 
 
-def _tossed(draw: tuple[int, int], x: float, classes: int, epochs: int) -> tuple[int, int]:
+def _tossed(setting: str, draw: tuple[int, int], x: float, classes: int, epochs: int) -> tuple[int, int]:
     """Parameters added, and expansions in the last third, of growth by coin; no training is needed to know them."""
     from dataclasses import replace
 
@@ -169,7 +169,7 @@ def _tossed(draw: tuple[int, int], x: float, classes: int, epochs: int) -> tuple
     from theory.growth.decide import due, eligible
     from theory.growth.network import parameter_count
 
-    p, shape, late = PROTOCOLS["digits"], start("digits", int(classes), "none"), 0
+    p, shape, late = protocol_of("digits", SETTINGS[setting]), start("digits", int(classes), "none"), 0
     generator = stream("growth", "coin", (int(draw[0]), draw[1]), f"{x:g}")
     before = parameter_count(shape)
     for epoch in range(1, epochs):
@@ -238,7 +238,9 @@ def late_coin(tables: Tables) -> pd.DataFrame:
     frame, drawn = late(MAIN["digits"])(tables), []
     for draw in range(DRAWS):
         keys = zip(frame["seed"], frame["classes"], frame["epochs"], strict=True)
-        values = [float(_tossed((seed, draw), classes, classes, epochs)[1]) for seed, classes, epochs in keys]
+        values = [
+            float(_tossed(MAIN["digits"], (seed, draw), classes, classes, epochs)[1]) for seed, classes, epochs in keys
+        ]
         drawn.append(frame.assign(seed=DRAWS * frame["seed"] + draw, value=values))
     return pd.concat(drawn)
 
@@ -250,8 +252,9 @@ def recovered(column: str, left: bool = False) -> Data:
     """Best test accuracy within the window after an expansion, less the last before: of the run, or of a broken one.
 
     "after": the run. "box": the same block got a box kernel in place of what was taken, "box_now" before any training.
-    "first": the net was trained anew, as its static twin, for as many epochs. With `left` the column "reference" is the
-    best of the net left as it is, for the tasks where that was tried, and "value" the accuracy itself.
+    "first": the net was trained anew, as its static twin, for as many epochs. All but "after" for six classes and more: fewer
+    are learnt anew within the window. With `left` the column "reference" is the best of the net left as it is, and "value"
+    the accuracy itself.
     """
 
     def data(tables: Tables) -> pd.DataFrame:
@@ -261,7 +264,7 @@ def recovered(column: str, left: bool = False) -> Data:
             final = tables["final"]
             twins = final.loc[final["arm"] == "twin", [*RUN, "first"]]
             frame = frame.merge(twins, on=RUN)
-        if left or column.startswith("box"):
+        if left or column != "after":
             frame = frame[(frame["data"] == "digits") & frame["classes"].isin(WHERE)]
         if left:
             return frame.assign(value=frame[column], reference=frame["left"])
@@ -270,18 +273,13 @@ def recovered(column: str, left: bool = False) -> Data:
     return data
 
 
-def overhead(setting: str | Mapping[str, str] = MAIN, every: int | None = None) -> Data:
-    """Seconds of scoring over seconds of training; `every`: as they would be with a look every so many epochs."""
+def overhead(setting: str | Mapping[str, str] = MAIN, times: int = 1) -> Data:
+    """Seconds of scoring over seconds of training, with so many `times` the looks."""
 
     def data(tables: Tables) -> pd.DataFrame:
-        times = chosen(tables["times"], setting)
-        if every is not None:
-            looks = chosen(tables["events"], setting).groupby(RUN).size().rename("looks").reset_index()
-            times = times.merge(looks, on=RUN)
-            warm_up = times["data"].map({name: p.warm_up for name, p in PROTOCOLS.items()})
-            times["score_s"] *= ((times["epochs"] - warm_up) / every) / times["looks"]
-        sums = times.groupby(["data", "classes", "seed"], as_index=False)[["score_s", "train_s"]].sum()
-        return sums.assign(value=sums["score_s"] / sums["train_s"])
+        frame = chosen(tables["times"], setting)
+        sums = frame.groupby(["data", "classes", "seed"], as_index=False)[["score_s", "train_s"]].sum()
+        return sums.assign(value=times * sums["score_s"] / sums["train_s"])
 
     return data
 

@@ -1,4 +1,4 @@
-"""The trial on fitted (Z, kappa): gradient descent to exact prefix attention, judged on inputs it was not fitted to."""
+"""The trial on fitted (Z, kappa): L-BFGS towards exact prefix attention, judged on inputs it was not fitted to."""
 
 from __future__ import annotations
 

@@ -292,6 +292,17 @@ def test_every_figure_draws_what_was_measured(figure, measured):
     assert figure.draw(measured).to_dict()["title"]
 
 
+UNMEASURED = ("SECNN-5C", "SECNN-6", "SECNN-6L")
+"""Claims on what ten epochs do not show: nets of few classes that have grown, and a whole window after an expansion."""
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+def test_every_claim_and_control_can_be_judged_on_what_was_measured(claim, measured):
+    found = judge_claim(claim, measured, COMPLETE)
+    judged = (found.assessment, *(control.assessment for control in found.controls))
+    assert all(one.cases for one in judged) == (claim.id not in UNMEASURED)
+
+
 def test_expansions_keep_the_function_and_every_arm_its_budget(measured):
     events, final = measured["events"], measured["final"]
     assert events["df_eval"].abs().max() == 0
@@ -344,6 +355,8 @@ def test_a_killed_run_goes_on_to_the_same_rows(dies, measured):
     """Killed at a regular saving, before an expansion, and in an arm that follows; Adam starts anew at expansions."""
     team = Kept(dies)
     pack = smallest("restart")
+    grew = measured["events"].query("event != 'none'")
+    assert (grew[grew["cell"] == pack.cells[0].id]["epoch"] == 7).any()  # between the savings at epochs 5 and 10
     with pytest.raises(KeyboardInterrupt):
         study.run_pack(replace(pack, team=team))
     team.dies = None

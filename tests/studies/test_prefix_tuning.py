@@ -242,7 +242,6 @@ def test_every_figure_draws_what_was_measured(figure, measured):
 def test_figures_show_arms_and_not_controls(measured):
     for figure in FIGURES:
         drawn = str(figure.draw(measured).to_dict())
-        drawn = str(figure.draw(measured).to_dict())
         assert "NTK-attention" in drawn
         assert ("published start" in drawn) == (figure.name == "tuning_rates")
         assert "frozen" not in drawn

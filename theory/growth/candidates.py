@@ -117,7 +117,7 @@ def score_candidates(
 def _additions(
     net: GrowingCNN, expanded: GrowingCNN, f: Tensor, found: Mapping[str, tuple[Tap, Tensor]], x: Tensor
 ) -> list[Added]:
-    """Return where an expanded network has new parameters with a gradient, from a forward pass of it alone.
+    """Return where an expanded network has new parameters with a gradient, from a forward pass of what differs and after.
 
     f, and `found` by name: outputs and taps with their gradients of the network before, of which K and N are the same.
     Raises ValueError if the expansion does not preserve the function: values or outputs that changed, weights that
@@ -125,8 +125,8 @@ def _additions(
     """
     tolerance = _TOLERANCE[expanded.dtype]
     expanded = expanded.copy(torch.float64)
-    known = {name: tap for name, (tap, _) in found.items()}
-    after, taps = expanded.taps(x, first=_first_change(net, expanded), known=known)
+    first = _first_change(net, expanded)
+    after, taps = expanded.taps(x, (first, {name: tap for name, (tap, _) in found.items()}) if first > 1 else None)
     if not _same(after, f, tolerance):
         change = float((after - f).detach().abs().max())
         raise ValueError(f"the candidate changes the function, by up to {change:.3g}: score it as a network of its own")

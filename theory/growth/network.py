@@ -197,19 +197,20 @@ class GrowingCNN:
             raise ValueError("running statistics are tracked in training mode only: pass train=True with track=True")
         return _Pass(self, self.parameters, train=train, track=track, ordered=ordered).outputs(x)
 
-    def taps(self, x: Tensor, *, first: int = 1, known: Mapping[str, Tap] | None = None) -> tuple[Tensor, list[Tap]]:
+    def taps(self, x: Tensor, start: tuple[int, Mapping[str, Tap]] | None = None) -> tuple[Tensor, list[Tap]]:
         """Return f, [K, N, classes], in inference mode, and the taps that lead to it (see `theory.growth.taps`).
 
         One tap for every place with parameters, named as its parameters without their last part (the slopes of a unit
         "block1.unit1.slope"), and a site "block1.site" at the end of each block, before its pool, where `insert_identity`
         would put a unit. Gradients flow to the outputs of the taps but not to the network's own tensors.
-        With `first` above 1 the pass starts at that block, and so do the taps: what comes before is taken from the taps,
-        `known` by name, of a network with the same blocks up to there on the same images.
+        With start = (block, known) the pass starts at that block, 2 or later, and so do the taps: what comes before is
+        taken from the taps, `known` by name, of a network with the same blocks up to there and on the same images.
+        Raises ValueError for images of another shape, another number of them than known, and blocks that there are not.
         """
         leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
         taps: list[Tap] = []
         with torch.enable_grad():
-            f = _Pass(self, leaves, taps=taps).outputs(x, first, known)
+            f = _Pass(self, leaves, taps=taps).outputs(x, start)
         return f, taps
 
 
@@ -231,13 +232,19 @@ class _Pass:
         self.train, self.track, self.ordered = train, track, ordered
         self.taps = taps
 
-    def outputs(self, x: Tensor, first: int = 1, known: Mapping[str, Tap] | None = None) -> Tensor:
-        z = skip = self._images(x)
-        if first > 1 and known is not None:
-            z, end = (
-                known[name].inputs.transpose(0, 1).flatten(1, 2) for name in (f"block{first}.conv", "block1.site")
-            )
-            skip = self._skipped(functional.max_pool2d(end, 2))
+    def outputs(self, x: Tensor, start: tuple[int, Mapping[str, Tap]] | None = None) -> Tensor:
+        first = 1
+        if start is None:
+            z = skip = self._images(x)
+        else:
+            first, known = start
+            if not 2 <= first <= self.a.blocks:
+                raise ValueError(f"a pass can start at blocks 2 to {self.a.blocks}, not at {first}")
+            inputs, end = known[f"block{first}.conv"].inputs, known["block1.site"].inputs
+            if inputs.shape[1] != x.shape[-4]:
+                raise ValueError(f"known are {inputs.shape[1]} examples, but the images are {list(x.shape)}")
+            z = inputs.transpose(0, 1).flatten(1, 2)
+            skip = self._skipped(functional.max_pool2d(end.transpose(0, 1).flatten(1, 2), 2))
         for block in range(first, self.a.blocks + 1):
             name = f"block{block}"
             z = self._conv(name, z, bias=True, cancelled=self.train)

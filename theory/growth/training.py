@@ -22,7 +22,7 @@ from theory.growth.network import Architecture, GrowingCNN
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-_NUMBERS = ("rate", "batch", "l1", "length", "steps", "data_seeds", "born")
+_NUMBERS = ("rate", "batch", "l1", "epoch_steps", "steps", "data_seeds", "born")
 _TENSORS = ("parameters", "buffers", "first", "second", "ages")
 
 
@@ -35,11 +35,11 @@ class Training:
     batch       examples per step; the N % batch left over at the end of a pass are dropped
     rate        Adam's learning rate; may be changed at any time
     l1          coefficient of Σ|θ|, over all parameters
-    length      steps that count as one epoch, for runs on more or fewer examples that are to train alike; 0: one pass
+    epoch_steps steps that count as one epoch, for runs on more or fewer examples that are to train alike; 0: one pass
     steps       taken so far
 
     Raises ValueError for data that do not pair up or fit the network, another number of seeds than members, a batch
-    that is empty or larger than N, or a negative length.
+    that is empty or larger than N, or negative epoch_steps.
     """
 
     def __init__(
@@ -52,28 +52,24 @@ class Training:
         batch: int = 128,
         rate: float = 5e-3,
         l1: float = 0.0,
-        length: int = 0,
+        epoch_steps: int = 0,
     ) -> None:
         self.x, self.y, self.data_seeds = x, y, tuple(data_seeds)
-        self.batch, self.rate, self.l1, self.length = batch, rate, l1, length
+        self.batch, self.rate, self.l1 = batch, rate, l1
         self.steps = 0
         self.examples = check_data(net, x, y)
         if len(self.data_seeds) != net.members:
             raise ValueError(f"{net.members} members need as many data seeds, got {self.data_seeds}")
         if not 1 <= batch <= self.examples:
             raise ValueError(f"batch = {batch} must lie between 1 and the number of examples, {self.examples}")
-        if length < 0:
-            raise ValueError(f"length = {length} of an epoch must be a number of steps, or 0 for one pass")
+        if epoch_steps < 0:
+            raise ValueError(f"epoch_steps = {epoch_steps} must be positive, or 0 for one pass")
+        self.epoch_steps = epoch_steps or self.examples // batch
         self._order = (-1, torch.empty(0))
         zeros = {name: torch.zeros_like(p) for name, p in net.parameters.items()}
         ages = {name: torch.zeros(p.shape[1:], dtype=torch.int64) for name, p in net.parameters.items()}
         self._born = [0]
         self._adopt(net, zeros, zeros, ages)
-
-    @property
-    def epoch_steps(self) -> int:
-        """Steps of an epoch."""
-        return self.length or self.examples // self.batch
 
     @property
     def epoch(self) -> int:
@@ -148,7 +144,7 @@ class Training:
         if missing:
             raise ValueError(f"the state of a run lacks {', '.join(missing)}")
         net = GrowingCNN(Architecture(**state["architecture"]), state["parameters"], state["buffers"]).copy()
-        settings = {name: state[name] for name in ("batch", "rate", "l1", "length")}
+        settings = {name: state[name] for name in ("batch", "rate", "l1", "epoch_steps")}
         run = cls(net, x, y, state["data_seeds"], **settings)
         run.steps, run._born = state["steps"], list(state["born"])
         run._adopt(net, state["first"], state["second"], _copies(state["ages"]))

@@ -5,7 +5,7 @@
     folding            Z = sum_r phi(k_r) v_r^T,  kappa = sum_r phi(k_r)
 
 with t_ij = scale q_i . k_j and phi on vectors multiplied by sqrt(scale) (Liang et al., arXiv 2406.14036, section 4 and
-Algorithm 1). Leading axes are batch axes and broadcast. Half precision is computed in float32.
+Algorithm 1). Leading axes are batch axes and broadcast. Half precision is computed in float32, but for the fused kernel of `prefix_attention`.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def prefix_attention(
 
     q, k, v are [..., L, d], prefix_k and prefix_v [..., m, d]; `scale` is d^(-1/2) unless given; `fused=False` takes
     explicit matrix products, for example to count them.
-    Raises ValueError if `causal` is asked for with different numbers of queries and keys.
+    Raises ValueError for a non-positive scale, or a causal call with unequal lengths.
     """
+    scale = _scale(q, scale)
     lead = _lead(q, k, v, prefix_k, prefix_v)
     keys = torch.cat([prefix_k.expand(*lead, -1, -1), k.expand(*lead, -1, -1)], dim=-2)
     values = torch.cat([prefix_v.expand(*lead, -1, -1), v.expand(*lead, -1, -1)], dim=-2)
@@ -72,7 +73,7 @@ def prefix_attention(
         visible = torch.ones(q.shape[-2], prefix_k.shape[-2], dtype=torch.bool, device=q.device)
         mask = torch.cat([visible, _causal(q, k)], dim=-1)
     if not fused:
-        _, mass, weighted = _key_part(q, keys, values, False, mask, _scale(q, scale))
+        _, mass, weighted = _key_part(q, keys, values, False, mask, scale)
         return (weighted / mass).to(q.dtype)
     return scaled_dot_product_attention(q.expand(*lead, -1, -1), keys, values, attn_mask=mask, scale=scale)
 
@@ -176,7 +177,7 @@ def nonpositive_denominators(
     """
     top, mass, _ = _key_part(q, k, k, causal, mask, _scale(q, scale))
     c = top.clamp(min=0)
-    ours = torch.exp(top - c) * mass
+    ours = torch.exp((top - c).clamp(min=_floor(top.dtype))) * mass
     return (ours + torch.exp(-c) * prefix_mass(q, phi, folded, scale=scale).unsqueeze(-1)).squeeze(-1) <= 0
 
 

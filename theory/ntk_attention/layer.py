@@ -99,13 +99,18 @@ class FoldedPrefix(nn.Module):
         """
         return self._attend(q, k, v, self.Z, causal, mask, scale)
 
-    def weights(
+    def parts(
         self, q: Tensor, k: Tensor, *, causal: bool = False, mask: Tensor | None = None, scale: float | None = None
-    ) -> Tensor:
-        """Return the weights of the tokens themselves, [..., L, L_k]: what they lack to 1 is the prefix's share."""
-        one_hot = torch.eye(k.shape[-2], dtype=q.dtype, device=q.device)
-        no_values = self.Z.new_zeros(()).expand(*self.raw.shape, k.shape[-2])
-        return self._attend(q, k, one_hot, no_values, causal, mask, scale)
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weights of the tokens themselves, [..., L, L_k], and what the prefix adds to outputs, [..., L, d_v].
+
+        The weights lack the prefix's share to 1. Both come from one draw of dropped features.
+        """
+        tokens = k.shape[-2]
+        one_hot = torch.eye(tokens, dtype=q.dtype, device=q.device)
+        values = F.pad(one_hot, (0, self.Z.shape[-1]))
+        both = self._attend(q, k, values, F.pad(self.Z, (tokens, 0)), causal, mask, scale)
+        return both[..., :tokens], both[..., tokens:]
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, Z: Tensor, causal: bool, mask: Tensor | None, scale: float | None
@@ -275,9 +280,8 @@ class NTKAttention(nn.Module):
         causal, weights = is_causal and attn_mask is None, None
         dropped = self.attention.dropout if self.training else 0.0
         if need_weights or dropped:
-            weights = F.dropout(self.prefix.weights(q, k, causal=causal, mask=mask), dropped)
-        if dropped and weights is not None:
-            of_prefix = self.prefix(q, k, torch.zeros_like(v), causal=causal, mask=mask)
+            weights, of_prefix = self.prefix.parts(q, k, causal=causal, mask=mask)
+            weights = F.dropout(weights, dropped)
             heads = weights @ v + of_prefix
         else:
             heads = self.prefix(q, k, v, causal=causal, mask=mask)

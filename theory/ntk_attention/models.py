@@ -112,11 +112,9 @@ def adapt(
         raise ValueError(f"kind = {kind!r}: choose 'head', 'full', 'lora', 'prefix' or 'ntk'")
     if any(isinstance(module, (FoldedPrefix, TrainedPrefix, LowRank)) for module in model.modules()):
         raise ValueError("the model has adapters already: load it again")
+    layers = _layers(model) if kind in ("lora", "prefix", "ntk") else []
     model.requires_grad_(kind == "full")
-    if kind in ("head", "full"):
-        return {name: p for name, p in model.named_parameters() if p.requires_grad}
-    layers = _layers(model)
-    if kind != "lora":
+    if kind in ("prefix", "ntk"):
         _use_registered(model)
     for index, layer in enumerate(layers):
         if kind == "lora":

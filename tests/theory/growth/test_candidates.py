@@ -169,6 +169,11 @@ def test_what_changes_the_function_is_no_candidate() -> None:
     ):
         with pytest.raises(ValueError, match=r"changes the function, by up to .*: score it as a network of its own"):
             score_candidates(net, [wrong], x, y)
+    for part, name in (("parameters", "block1.conv.weight"), ("buffers", "block1.norm.mean")):  # before what grew
+        elsewhere = add_channels(net, 3, 1, seeds=(0, 1)).net
+        getattr(elsewhere, part)[name] = getattr(elsewhere, part)[name] + 0.1
+        with pytest.raises(ValueError, match=r"changes the function, by up to"):
+            score_candidates(net, [elsewhere], x, y)
     grown = network(replace(SMALL, units=(1, 0, 0)))
     early = insert_identity(grown, 1).net  # the same function, the new unit before the old one
     for part in ("conv.weight", "slope"):

@@ -201,6 +201,24 @@ def test_taps_give_the_jacobian_of_every_parameter(unit_norm: str) -> None:
         torch.testing.assert_close(J[1, n * architecture.classes + c], expected, rtol=1e-10, atol=1e-12)
 
 
+def test_taps_from_a_later_block_are_those_of_the_whole_pass() -> None:
+    net, x = initial(UNEVEN, [0, 1], dtype=torch.float64), images(UNEVEN, 4)
+    f, taps = net.taps(x)
+    known = {tap.name: tap for tap in taps}
+    for block in range(2, UNEVEN.blocks + 1):
+        tail_f, tail = net.taps(x, (block, known))
+        assert torch.equal(tail_f, f)
+        assert [tap.name for tap in tail] == [tap.name for tap in taps][-len(tail) :]
+        assert tail[0].name == f"block{block}.conv"
+        for tap in tail:
+            assert torch.equal(tap.inputs, known[tap.name].inputs)
+    for block in (1, UNEVEN.blocks + 1):
+        with pytest.raises(ValueError, match=rf"a pass can start at blocks 2 to {UNEVEN.blocks}, not at {block}"):
+            net.taps(x, (block, known))
+    with pytest.raises(ValueError, match="known are 4 examples, but the images are"):
+        net.taps(x[:3], (2, known))
+
+
 def test_taps_leave_the_network_alone() -> None:
     net = varied(UNEVEN, [3])
     before = net.copy()

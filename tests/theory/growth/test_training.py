@@ -209,7 +209,7 @@ def test_epochs() -> None:
 
 
 def test_epochs_of_a_given_length_are_the_same_steps_counted_otherwise() -> None:
-    whole, counted = started([4]), started([4], length=5)
+    whole, counted = started([4]), started([4], epoch_steps=5)
     losses = torch.stack([whole.step() for _ in range(10)])
     first = counted.finish_epoch()
     resumed = Training.resumed(counted.state(), *data())
@@ -248,8 +248,8 @@ def test_errors() -> None:
     for batch in (0, N + 1):
         with pytest.raises(ValueError, match=f"batch = {batch} must lie between 1 and the number of examples, 23"):
             Training(net, x, y, [1, 2], batch=batch)
-    with pytest.raises(ValueError, match="length = -1 of an epoch must be a number of steps, or 0 for one pass"):
-        Training(net, x, y, [1, 2], batch=BATCH, length=-1)
+    with pytest.raises(ValueError, match="epoch_steps = -1 must be positive, or 0 for one pass"):
+        Training(net, x, y, [1, 2], batch=BATCH, epoch_steps=-1)
     for wrong in ((x, y[1:]), (x[:0], y[:0]), (x.expand(3, *x.shape), y.expand(3, -1)), (x[:, 0], y)):
         with pytest.raises(ValueError, match=r"must be \[N, c, h, w\] and \[N\], or both with K = 2"):
             evaluate(net, *wrong)

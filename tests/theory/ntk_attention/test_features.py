@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from theory.ensemble import normal
-from theory.ntk_attention.features import LARGEST, Elu1, FeatureMap, PositiveRandom, Taylor
+from theory.ntk_attention.features import LARGEST, Elu1, FeatureMap, PositiveRandom, Taylor, _directions
 
 X, Y = (normal((7, 3), "features", part) * 0.7 for part in "xy")
 
@@ -73,7 +73,9 @@ def test_directions_within_a_block_are_orthogonal():
 
 def test_maps_are_values_and_do_not_touch_their_argument():
     assert PositiveRandom(3, 8, 0) == PositiveRandom(3, 8, 0) != PositiveRandom(3, 8, 1)
-    torch.testing.assert_close(PositiveRandom(3, 8, 0)(X), PositiveRandom(3, 8, 0)(X))
+    drawn = PositiveRandom(3, 8, 0)(X)
+    _directions.cache_clear()  # drawn anew, not remembered
+    torch.testing.assert_close(PositiveRandom(3, 8, 0)(X), drawn, rtol=0, atol=0)
     for phi in (Elu1(3), Taylor(3, 2), PositiveRandom(3, 8, 0)):
         before = X.clone()
         assert isinstance(phi, FeatureMap)

@@ -197,8 +197,7 @@ def test_a_prefix_does_not_know_its_order_and_takes_weight_even_without_values()
         if "prefix" in name:
             part.data.copy_(part.data.flip(2))
     torch.testing.assert_close(model.features(x), before, rtol=1e-12, atol=1e-12)
-    with pytest.raises(AssertionError):
-        torch.testing.assert_close(model.features(x.flip(1)), before)
+    assert float((model.features(x.flip(2)) - before).abs().max()) > 1e-3  # the image's rows do know theirs
     none = adapted(SHAPE, ADAPTERS["none"], backbones(), SEEDS)
     model = build("prefix")
     for name, part in model.named.items():
