@@ -180,7 +180,8 @@ COSTS = (
         ),
         unit=("m",),
         cases=("tokens", "d"),
-        note="Most bytes of tensors alive at once in a forward, inputs included, against those at the shortest prefix.",
+        note="A check of the code: what a forward is given does not contain the prefix. Most bytes of tensors alive at once, "
+        "inputs included, against those at the shortest prefix.",
     ),
     Claim(
         "NTK-6w",
@@ -218,7 +219,7 @@ COSTS = (
             Control("a prefix of keys and values", parameters("prefix")),
         ),
         unit=("m",),
-        cases=("map", "tokens", "d"),
+        cases=("map", "d"),
         note="Entries of the folded tensors: numbers only. Z = Z_A Z_B of low rank is neither folded nor fitted here.",
     ),
 )

@@ -189,14 +189,19 @@ HEADS = 12
 
 
 def parameters(wrong: str = "") -> Data:
-    """Entries of Z and kappa beside the formula; `wrong` names the mistake in the formula."""
+    """Entries of Z and kappa beside the formula; `wrong` names the mistake in the formula.
+
+    The number r of features is what the map's name says, d for ELU+1, 1 + d at degree 1, d^2 random ones, and not counted.
+    """
 
     def data(tables: Tables) -> pd.DataFrame:
         from theory.ntk_attention.costs import ntk_parameters, p_tuning_parameters
 
         frame = tables["sizes"]
+        r_of = {"ELU+1": lambda d: d, "degree 1": lambda d: 1 + d, "random": lambda d: d * d}
         expected = []
-        for d, m, r in frame[["d", "m", "features"]].to_numpy().tolist():
+        for name, d, m in zip(frame["map"], frame["d"], frame["m"], strict=True):
+            r = r_of[name](d)
             if wrong == "width":
                 expected.append(ntk_parameters(HEADS * d))
             elif wrong == "prefix":

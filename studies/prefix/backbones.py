@@ -98,8 +98,7 @@ def tuned(
     import torch
     import torch.nn.functional as F
 
-    from theory.ensemble import batch_indices, stream
-    from theory.icl.pretraining import schedule
+    from theory.ensemble import batch_indices, schedule, stream
     from theory.ntk_attention.models import adapt, largest_kappa
 
     data = vision(seed) if backbone == "vit" else language(seed)

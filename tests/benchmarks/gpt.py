@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from theory.ensemble import stream
+from theory.ensemble import schedule, stream
 from theory.icl.gpt import StackedGPT, gaussian_gpt
 from theory.icl.layouts import Architecture, tokens
-from theory.icl.pretraining import schedule, train_gpt
+from theory.icl.pretraining import train_gpt
 
 K, PEERS, RATE, ROUNDS = 16, 2, 1e-3, 6
 SIZES = ((16, 8, 16, 40), (16, 32, 16, 15), (64, 8, 64, 6))

@@ -103,7 +103,7 @@ def planted() -> dict[str, pd.DataFrame]:
             counts += [
                 {"tokens": L, "d": d, "arm": a, "m": m, "flops": flops[a], "held_bytes": held[a]} for a in COST_ARMS
             ]
-            for name, r in zip(SIZE_MAPS, (d, d + 1, 2 * d), strict=True):
+            for name, r in zip(SIZE_MAPS, (d, d + 1, d * d), strict=True):
                 sizes.append(
                     {"tokens": L, "d": d, "map": name, "m": m, "features": r, "z_size": r * d, "kappa_size": r}
                 )

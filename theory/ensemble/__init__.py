@@ -1,6 +1,7 @@
 """K networks as one program: independent initial weights, learning rates and data orders, shared matrix products."""
 
 from theory.ensemble.activations import ACTIVATIONS, Activation, activation
+from theory.ensemble.adamw import StackedAdamW, schedule
 from theory.ensemble.losses import LOSSES, Loss, loss
 from theory.ensemble.mlp import StackedMLP, States, gaussian_mlp
 from theory.ensemble.modules import Ensemble
@@ -16,6 +17,7 @@ __all__ = [
     "Ensemble",
     "FullBatch",
     "Loss",
+    "StackedAdamW",
     "StackedMLP",
     "States",
     "activation",
@@ -26,6 +28,7 @@ __all__ = [
     "loss",
     "members_per_chunk",
     "normal",
+    "schedule",
     "snapshots",
     "stream",
     "train",

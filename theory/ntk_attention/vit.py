@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from theory.ensemble import Batches, chunks, normal
-from theory.icl.pretraining import StackedAdamW, schedule
+from theory.ensemble import Batches, StackedAdamW, chunks, normal, schedule
 from theory.ntk_attention.attention import Folded, ntk_attention, prefix_attention
 from theory.ntk_attention.features import Elu1
 

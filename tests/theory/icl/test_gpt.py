@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from theory.ensemble import normal, stream
+from theory.ensemble import normal, schedule, stream
 from theory.icl import gpt
 from theory.icl.gpt import StackedGPT, causal_attention, gaussian_gpt, into_unit_ball, parameter_shapes
 from theory.icl.layouts import LAYOUTS, Architecture, tokens
-from theory.icl.pretraining import schedule, train_gpt
+from theory.icl.pretraining import train_gpt
 
 torch.set_num_threads(1)
 F64 = torch.float64

@@ -2,17 +2,16 @@ from __future__ import annotations
 
 import copy
 import math
-from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from theory.ensemble import normal, stream
+from theory.ensemble import stream
 from theory.icl import pretraining
 from theory.icl.gpt import StackedGPT, gaussian_gpt
 from theory.icl.layouts import NORMS, Architecture
-from theory.icl.pretraining import PoolBatches, StackedAdamW, schedule, train_gpt
+from theory.icl.pretraining import PoolBatches, train_gpt
 
 torch.set_num_threads(1)
 F64 = torch.float64
@@ -26,29 +25,6 @@ def data(shape: Architecture, *lead: int) -> tuple[Tensor, Tensor]:
     return c, r
 
 
-def test_rates_decay_and_clipping_act_on_their_member_alone() -> None:
-    """The first Adam step is −rate · sign(g), whatever the clip; the second moves with the clipped history."""
-    g = normal((4, 6), "gradients")
-    p = normal((4, 6), "parameters")
-    after = p.clone()
-    rates, decays = torch.tensor([0.0, 0.1, 0.2, 0.2], dtype=F64), torch.tensor([0.5, 0.0, 0.0, 0.5], dtype=F64)
-    StackedAdamW(after, rates, weight_decay=decays).step(g.clone(), 0.5)
-    expected = p - 0.5 * rates[:, None] * (g.sign() + decays[:, None] * p)
-    torch.testing.assert_close(after, expected, rtol=1e-6, atol=1e-6)
-
-    clip = torch.tensor([math.inf, 1e-2, 1e6, 0.0], dtype=F64)
-    free, clipped = StackedAdamW(p.clone(), 0.1), StackedAdamW(p.clone(), 0.1, clip=clip)
-    for adam in (free, clipped):
-        adam.step(g.clone())
-        adam.step(-0.3 * g)
-    same = (free.parameters == clipped.parameters).all(1)
-    assert same.tolist() == [True, False, True, False]
-    torch.testing.assert_close(
-        clipped.m[1].norm(), torch.tensor((0.9 * 0.1 - 0.1) * 1e-2, dtype=F64).abs(), rtol=1e-3, atol=1e-5
-    )
-    torch.testing.assert_close(clipped.parameters[3], p[3])
-
-
 def test_a_diverging_member_harms_nobody() -> None:
     shape = PAIR
     batch = data(shape, 3, B)
@@ -58,17 +34,6 @@ def test_a_diverging_member_harms_nobody() -> None:
     train_gpt(calm, lambda _: tuple(t[[0, 2]] for t in batch), 5, rates=1e-2)
     assert model.parameters[1].isnan().all()
     torch.testing.assert_close(model.parameters[[0, 2]], calm.parameters, rtol=0, atol=1e-12)
-
-
-def test_schedule_rises_to_one_and_falls_as_a_cosine() -> None:
-    factors = [schedule(step, 200) for step in range(200)]
-    assert factors[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
-    assert factors[10:] == pytest.approx([(1 + math.cos(math.pi * s / 190)) / 2 for s in range(190)])
-    assert max(factors) == 1
-    assert 0 < factors[-1] < 1e-3
-    assert all(a > b for a, b in pairwise(factors[10:]))
-    assert schedule(0, 1) == 1
-    assert schedule(0, 7, warmup=0.0) == 1
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -177,8 +142,6 @@ def test_misuse_of_training_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             train(**options)
-    with pytest.raises(ValueError, match=r"step = 4 must lie in 0\.\.3"):
-        schedule(4, 4)
     with pytest.raises(ValueError, match="a pool of 5 sequences from 0 on does not lie within the 4 stored"):
         PoolBatches(*batch, 2, [4, 5], [0, 0])
     with pytest.raises(ValueError, match="one size, data seed and offset per member, got 2, 1 and 2"):

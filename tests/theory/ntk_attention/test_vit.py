@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from theory.ensemble import batch_indices
-from theory.icl.pretraining import schedule
+from theory.ensemble import batch_indices, schedule
 from theory.ntk_attention.vit import (
     Adapter,
     Architecture,
