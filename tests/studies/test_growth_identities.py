@@ -40,11 +40,6 @@ NETS = list(product(("start", "grown"), (0, 15), range(5)))
 NET = ("shape", "epochs", "seed")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 # Data and networks
 
 
@@ -258,17 +253,6 @@ def test_changes_below_an_output_of_one_are_not_relative():
 
 
 # Trials
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """All trials at smoke scale, in this process."""
-    torch.set_num_threads(1)
-    frames: dict[str, list[pd.DataFrame]] = {}
-    for pack in plan(study, "smoke"):
-        for name, frame in study.run_pack(pack).items():
-            frames.setdefault(name, []).append(frame)
-    return tables_of({name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()})
 
 
 def test_nothing_diverges(measured):

@@ -21,11 +21,6 @@ from theory.growth.training import Training, evaluate
 study = Study("growth", "Runs", "Runs alone.", (Paper("key", "T", ("A",), 2024),), "1", TRIALS, CLAIMS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def test_a_restarted_optimiser_steps_as_a_new_one():
     to = task("digits", 4, 0.0, 0)
     begin = initial(start("digits", 4, "none"), [0])

@@ -36,11 +36,6 @@ COMPLETE = {trial.name: Progress(1, 1, 0) for trial in study.trials}
 SEEDS = range(8)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 # Claims on planted tables
 
 START = {classes: parameter_count(start("digits", classes, "none")) for classes in CLASSES}
@@ -247,17 +242,6 @@ def test_random_growth_of_another_size_is_not_judged():
 
 
 # Trials
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """All trials at smoke scale, in this process."""
-    torch.set_num_threads(1)
-    frames: dict[str, list[pd.DataFrame]] = {}
-    for pack in plan(study, "smoke"):
-        for name, frame in study.run_pack(pack).items():
-            frames.setdefault(name, []).append(frame)
-    return tables_of({name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()})
 
 
 def test_nothing_diverges(measured):

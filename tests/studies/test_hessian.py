@@ -36,11 +36,6 @@ SEEDS = range(8)
 COMPLETE = {trial.name: Progress(1, 1, 0) for trial in study.trials}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize(
     ("sizes", "M"),
     [(blob_sizes(k), M) for k, M in ((2, 4022), (5, 4115), (10, 4270), (20, 4580), (50, 5510))]
@@ -282,18 +277,6 @@ def test_another_law_refutes_the_claim(claim, tables):
 
 
 # Trials
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """The whole study at smoke scale, in this process."""
-    torch.set_num_threads(1)
-    frames: dict[str, list[pd.DataFrame]] = {}
-    for pack in plan(study, "smoke"):
-        for name, frame in study.run_pack(pack).items():
-            frames.setdefault(name, []).append(frame)
-    found = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
-    return Tables(study, lambda name: found[name])
 
 
 def test_nothing_diverges_and_every_search_for_eigenvalues_ends_where_it_should(measured):

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from assay import Paper, Study, verdict
 from assay.plan import plan
@@ -26,11 +25,6 @@ study = Study(
 COMPLETE = {trial.name: Progress(1, 1, 0) for trial in study.trials}
 SEEDS = range(8)
 GRID = positions(512)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def test_positions_are_a_geometric_grid_that_ends_at_the_last_one():
@@ -289,18 +283,6 @@ def test_a_bound_that_a_predictor_without_context_keeps_is_void(tables):
 
 
 # Trials
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """The exact half at smoke scale, in this process."""
-    torch.set_num_threads(1)
-    frames: dict[str, list[pd.DataFrame]] = {}
-    for pack in plan(study, "smoke"):
-        for name, frame in study.run_pack(pack).items():
-            frames.setdefault(name, []).append(frame)
-    found = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
-    return Tables(study, lambda name: found[name])
 
 
 def test_nothing_diverges(measured):

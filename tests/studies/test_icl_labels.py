@@ -20,11 +20,6 @@ from theory.icl import bayes, tasks
 study = Study("icl", "labels", "wrong responses", (Paper("a", "b", ("c",), 2023),), "1", LABEL_TRIALS, RESPONSES)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def bounded_rows(free: float) -> pd.DataFrame:
     a, unit = 1.0, math.log(1 / LABEL_C0)
     rows = [

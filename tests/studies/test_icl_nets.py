@@ -37,11 +37,6 @@ COMPLETE = {trial.name: Progress(1, 1, 0) for trial in study.trials}
 SEEDS = range(5)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 # What the trials share
 
 
@@ -272,18 +267,6 @@ def test_the_crossing_is_where_the_distances_are_equal(tables):
 
 
 # Trials
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """All trials at smoke scale, in this process."""
-    torch.set_num_threads(1)
-    frames: dict[str, list[pd.DataFrame]] = {}
-    for pack in plan(study, "smoke"):
-        for name, frame in study.run_pack(pack).items():
-            frames.setdefault(name, []).append(frame)
-    found = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
-    return Tables(study, lambda name: found[name])
 
 
 def test_nothing_diverges(measured):

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from assay import Paper, Study, verdict
 from assay.plan import plan
@@ -30,11 +29,6 @@ study = Study("prefix", "T", "S.", (Paper("key", "T", ("A",), 2024),), "1", TRIA
 COMPLETE = {trial.name: Progress(1, 1, 0) for trial in study.trials}
 SEEDS = range(6)
 D = 8
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def test_every_scale_can_be_planned_and_costs_something():
@@ -252,17 +246,6 @@ def test_settings_with_a_larger_logit_are_not_judged_by_degree():
 
 
 # Trials
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """All trials at smoke scale, in this process."""
-    torch.set_num_threads(1)
-    frames: dict[str, list[pd.DataFrame]] = {}
-    for pack in plan(study, "smoke"):
-        for name, frame in study.run_pack(pack).items():
-            frames.setdefault(name, []).append(frame)
-    return told({name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()})
 
 
 def test_nothing_diverges(measured):

@@ -24,7 +24,6 @@ from theory.ntk_attention.models import adapt
 
 transformers = pytest.importorskip("transformers")
 
-torch.set_num_threads(1)
 HOMES = {"vit": ("ASSAY_VIT", "ASSAY_CIFAR100"), "language": ("ASSAY_LM", "ASSAY_BOOLQ")}
 COLUMNS = {"first_loss", "train_loss", "validation", "test", "parameters", "largest_kappa", "configurations"}
 WORDS = ("is", "the", "sky", "blue", "green", "yes", "no", "grass", "Question:", "Answer:", "blue?", "green?")

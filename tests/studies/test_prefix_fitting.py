@@ -31,11 +31,6 @@ from theory.ntk_attention.features import Taylor
 D = 8
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 # Prefixes
 
 

@@ -31,11 +31,6 @@ SEEDS = range(12)
 LENGTHS = (256, 1024, 4096, 16384)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 # What the trials share
 
 
@@ -244,18 +239,6 @@ def test_short_prefixes_may_break_the_bound():
 
 
 # Trials
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """All trials at smoke scale, in this process."""
-    torch.set_num_threads(1)
-    frames: dict[str, list[pd.DataFrame]] = {}
-    for pack in plan(study, "smoke"):
-        for name, frame in study.run_pack(pack).items():
-            frames.setdefault(name, []).append(frame)
-    found = {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
-    return Tables(study, lambda name: found[name])
 
 
 def test_nothing_diverges(measured):

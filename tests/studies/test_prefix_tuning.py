@@ -26,11 +26,6 @@ SHAPE = Architecture()
 DIGITS = {"layers": SHAPE.layers, "heads": SHAPE.heads, "d": SHAPE.head_dim, "width": SHAPE.d, "weights": SHAPE.weights}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 # Arms
 
 
@@ -215,17 +210,6 @@ def test_only_the_longest_training_is_judged():
 
 
 # Trials
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """All trials at smoke scale, in this process."""
-    torch.set_num_threads(1)
-    frames: dict[str, list[pd.DataFrame]] = {}
-    for pack in plan(study, "smoke"):
-        for name, frame in study.run_pack(pack).items():
-            frames.setdefault(name, []).append(frame)
-    return tables_of({name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()})
 
 
 def test_nothing_diverges(measured):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from assay import AssayError, verdict
 from assay.plan import cells, plan
@@ -20,11 +19,6 @@ from theory.abc.spec import QUANTITIES
 WIDTHS = (128, 256, 512, 1024)
 SEEDS = range(16)
 COMPLETE = {trial.name: Progress(1, 1, 0) for trial in study.trials}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def test_named_points_of_the_plane_are_the_parametrizations_they_should_be():

@@ -9,7 +9,6 @@ from theory.abc.dynamics import MEASURED, coordinate_check, memory_bytes, stack
 from theory.abc.spec import AbcSpec, maximal_update, neural_tangent, standard, uniform
 from theory.ensemble import normal
 
-torch.set_num_threads(1)
 D, D_O, B, P, T = 6, 3, 8, 5, 6
 
 

@@ -21,7 +21,6 @@ from theory.abc.networks import layer_rates
 from theory.abc.spec import AbcSpec, maximal_update, mean_field, neural_tangent, parse, standard, uniform
 from theory.ensemble import normal, training
 
-torch.set_num_threads(1)
 D, D_O, B, P, T = 6, 3, 8, 5, 6
 
 

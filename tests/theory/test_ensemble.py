@@ -23,7 +23,6 @@ from theory.ensemble import (
     stream,
 )
 
-torch.set_num_threads(1)
 K, B = 3, 5
 
 REFERENCE: dict[str, Callable[[Tensor], Tensor]] = {

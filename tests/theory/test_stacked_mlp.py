@@ -20,7 +20,6 @@ from theory.ensemble import (
     training,
 )
 
-torch.set_num_threads(1)
 K, B, SIZES = 3, 5, (4, 7, 6, 2)
 
 REFERENCE: dict[str, Callable[[Tensor], Tensor]] = {

@@ -15,14 +15,6 @@ from theory.ensemble import normal
 K, M = 3, 560
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @cache
 def rotation(size: int) -> Tensor:
     return torch.linalg.qr(normal((size, size), "rotation", 0))[0]

@@ -9,7 +9,6 @@ from torch import Tensor
 from theory.curvature.lines import POINTS_BETWEEN, barrier, line, loss_along
 from theory.ensemble import normal
 
-torch.set_num_threads(1)
 K, M = 3, 5
 
 

@@ -12,7 +12,6 @@ from theory.curvature.mlp import MLPCurvature
 from theory.ensemble.mlp import StackedMLP
 from theory.ensemble.seeding import normal
 
-torch.set_num_threads(1)
 N = 6
 
 

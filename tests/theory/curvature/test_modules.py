@@ -13,7 +13,6 @@ from theory.curvature.modules import ModuleCurvature
 from theory.ensemble.mlp import StackedMLP
 from theory.ensemble.seeding import normal
 
-torch.set_num_threads(1)
 N = 5
 PLAIN = {"tanh": nn.Tanh(), "relu": nn.ReLU(), "gelu": nn.GELU(), "identity": nn.Identity()}
 

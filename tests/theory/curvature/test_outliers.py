@@ -30,7 +30,6 @@ from theory.curvature.outliers import (
 from theory.curvature.tiers import class_directions
 from theory.ensemble import normal
 
-torch.set_num_threads(1)
 M = 300
 WINDOW = search_window(20, M)  # one window for every number of classes below
 DETECTORS: dict[str, Callable[..., np.ndarray]] = {"gap": gap, "ratio": ratio, "elbow": elbow}

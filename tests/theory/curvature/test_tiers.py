@@ -17,7 +17,6 @@ from theory.curvature.tiers import (
 )
 from theory.ensemble import normal, stream
 
-torch.set_num_threads(1)
 K, N, D, H, k = 3, 14, 4, 3, 4
 M = H * D + k * H
 

@@ -27,7 +27,6 @@ from theory.growth.network import Architecture, initial
 from theory.growth.scores import expansion_score, limit
 from theory.growth.taps import Tap
 
-torch.set_num_threads(1)
 K, d, c, n, m, Q = 2, 4, 3, 60, 2, 5
 
 

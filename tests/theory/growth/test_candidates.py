@@ -18,7 +18,6 @@ from theory.growth.expand import add_channels, insert_identity
 from theory.growth.network import Architecture, GrowingCNN, initial, parameter_count
 from theory.growth.scores import KINDS, ROOTED, circulating_score, expansion_score, limit, root
 
-torch.set_num_threads(1)
 C = 4
 SMALL = Architecture((1, 8, 8), C, (2, 3, 2), mixed=4, hidden=5)
 

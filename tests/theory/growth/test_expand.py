@@ -18,7 +18,6 @@ from theory.growth.expand import (
 )
 from theory.growth.network import SLOPE, Architecture, GrowingCNN, initial, parameter_count
 
-torch.set_num_threads(1)
 BLOCKS = (1, 2, 3)
 BASE = Architecture((1, 8, 8), 4, (2, 3, 5), (1, 0, 2), mixed=4, hidden=5)
 

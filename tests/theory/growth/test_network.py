@@ -20,7 +20,6 @@ from theory.growth.network import (
 )
 from theory.growth.taps import jacobian
 
-torch.set_num_threads(1)
 SMALL = Architecture((1, 8, 8), 10, (2, 2, 2))
 UNEVEN = Architecture((2, 9, 8), 3, (3, 5, 2), (1, 0, 2), "fresh", mixed=4, hidden=6, head_norm=2)
 

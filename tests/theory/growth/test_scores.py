@@ -35,7 +35,6 @@ from theory.growth.scores import (
 from theory.growth.solves import squares
 from theory.growth.taps import Tap, patches, pull_back, stacked_rows, with_parameters
 
-torch.set_num_threads(1)
 N, C = 12, 4
 
 

@@ -10,7 +10,6 @@ from torch.nn import functional
 from theory.ensemble.seeding import normal
 from theory.growth.taps import Tap, jacobian, patches, pull_back, rows, unfold, with_parameters
 
-torch.set_num_threads(1)
 K, N, C = 2, 5, 3
 SHAPES = {  # a net with every kind of place: conv with and without bias, frozen norm, slope, skip, linear
     "conv0": (4, 2, 3, 3),

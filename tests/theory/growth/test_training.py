@@ -13,7 +13,6 @@ from theory.growth.expand import add_channels, insert_identity
 from theory.growth.network import Architecture, GrowingCNN, initial, parameter_count
 from theory.growth.training import Training, evaluate, order
 
-torch.set_num_threads(1)
 A = Architecture((1, 8, 8), 3, (2, 2, 3), mixed=4, hidden=5)
 N, BATCH = 23, 6  # three steps an epoch, five examples left over
 

@@ -43,7 +43,6 @@ from theory.icl.tasks import (
     word_laws,
 )
 
-torch.set_num_threads(1)
 SEEDS = [3, 4]
 PRIOR = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
 M, C, R, T = 4, 3, 3, 40

@@ -13,7 +13,6 @@ from theory.icl.gpt import StackedGPT, causal_attention, gaussian_gpt, into_unit
 from theory.icl.layouts import LAYOUTS, Architecture, tokens
 from theory.icl.pretraining import train_gpt
 
-torch.set_num_threads(1)
 F64 = torch.float64
 B = 4
 SHAPES = {

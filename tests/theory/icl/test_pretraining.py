@@ -13,7 +13,6 @@ from theory.icl.gpt import StackedGPT, gaussian_gpt
 from theory.icl.layouts import NORMS, Architecture
 from theory.icl.pretraining import PoolBatches, train_gpt
 
-torch.set_num_threads(1)
 F64 = torch.float64
 B = 4
 PAIR = Architecture("pair", 5, 3, 2, d=8)

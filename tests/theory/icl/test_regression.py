@@ -26,7 +26,6 @@ from theory.icl.regression import (
 )
 from theory.icl.tasks import linear_prompts, pool_prompts, pool_tasks
 
-torch.set_num_threads(1)
 LAM, SIGMA2, D = 2.0, 0.25, 3
 
 

@@ -32,7 +32,6 @@ from theory.icl.tasks import (
     word_laws,
 )
 
-torch.set_num_threads(1)
 SEEDS = [3, 4]
 
 

@@ -12,7 +12,6 @@ from theory.ntk_attention.attention import Folded, prefix_attention
 from theory.ntk_attention.features import Elu1, PositiveRandom, Taylor
 from theory.ntk_attention.layer import FoldedPrefix, NTKAttention
 
-torch.set_num_threads(1)
 F64 = torch.float64
 D, H, L, B = 8, 2, 5, 3
 d = D // H

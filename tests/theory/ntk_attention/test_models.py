@@ -18,7 +18,6 @@ from theory.ntk_attention.models import LowRank, TrainedPrefix, adapt, largest_k
 transformers = pytest.importorskip("transformers")
 sdpa_mask = pytest.importorskip("transformers.masking_utils").sdpa_mask
 
-torch.set_num_threads(1)
 D, LAYERS, L = 16, 2, 7
 IDS = torch.arange(3 * L).reshape(3, L) * 7 % 50
 PADDED = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4])

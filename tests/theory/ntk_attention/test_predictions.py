@@ -27,11 +27,6 @@ from theory.ntk_attention.stylised import descend, initial, kernel, output_scale
 N, D = 3, 2
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def X():
     return 0.4 * normal((N, D), "test", "X")

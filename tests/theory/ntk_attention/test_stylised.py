@@ -12,11 +12,6 @@ from theory.ntk_attention.stylised import INITS, descend, gradient, initial, ker
 N, D, M = 3, 2, 10
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def problem():
     """Two members, one of each initialisation, with other inputs, targets and output scales."""

@@ -34,11 +34,6 @@ ADAPTERS = {
 SEEDS = (4, 9, 2)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def images(n=6, members=3, shape=SHAPE, seed=0):
     dice = torch.Generator().manual_seed(seed)
     x = torch.randn(members, n, shape.side**2, generator=dice, dtype=torch.float64)
