@@ -220,21 +220,17 @@ counts = Trial(
 )
 
 REPEATS = 7
-TIMED = {
-    "smoke": (4, 16, 1024, 4096),
-    "laptop": tuple(4**k for k in range(1, 9)),
-    "cluster": tuple(4**k for k in range(1, 11)),
-}
-"""m of the timings."""
 
 
 def measure_times(pack: Pack) -> pd.DataFrame:
-    """Least wall time of a forward over repeats, on one thread; lengths and arms take turns."""
+    """Least wall time of a forward over repeats, on one thread; lengths, all powers of 4 up to the longest, and arms take turns."""
     import time
 
     import torch
 
-    tokens, d, grid = pack["tokens"], pack["d"], TIMED[pack.scale]
+    tokens, d, grid = pack["tokens"], pack["d"], [4]
+    while grid[-1] < pack["longest"]:
+        grid.append(4 * grid[-1])
     wait = torch.cuda.synchronize if pack.device.startswith("cuda") else (lambda: None)
     best = torch.full((len(pack), len(COST_ARMS), len(grid)), math.inf, dtype=torch.float64)
     threads = torch.get_num_threads()
@@ -269,7 +265,12 @@ def _noise(shape: tuple[int, ...], seed: int, part: int) -> Tensor:
 
 times = Trial(
     "times",
-    (Factor("tokens", (64,)), Factor("d", (64,)), seeds(3, 4, 5)),
+    (
+        Factor("tokens", (64,)),
+        Factor("d", (64,)),
+        Factor("longest", scaled((4**6,), (4**8,), (4**10,))),
+        seeds(3, 4, 5),
+    ),
     (Table("times", {"arm": str, "m": int, "seconds": float}),),
     measure_times,
     cost=lambda cell: 2.5,

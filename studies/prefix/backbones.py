@@ -59,8 +59,6 @@ def measure(pack: Pack) -> pd.DataFrame:
     """Adapt a pre-trained model once for every cell, one after another, and judge it on the test set."""
     import torch
 
-    from studies.prefix.tuning import tried
-
     arm, backbone, team = ARMS[pack["arm"]], pack["backbone"], pack.team
     state = team.load() or {"rows": []}
     rows = [list(row) for row in state["rows"]]
@@ -76,8 +74,7 @@ def measure(pack: Pack) -> pd.DataFrame:
         team.save({"rows": rows})
     columns = ("first_loss", "train_loss", "validation", "test", "parameters", "largest_kappa")
     found = dict(zip(columns, torch.tensor(rows, dtype=torch.float64).T, strict=True))
-    configurations = torch.full((len(pack),), tried(pack.scale))
-    return pack.frame(**found | {"parameters": found["parameters"].long(), "configurations": configurations})
+    return pack.frame(**found | {"parameters": found["parameters"].long()})
 
 
 def tuned(

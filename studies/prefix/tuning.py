@@ -139,18 +139,12 @@ def measure_digits(pack: Pack) -> pd.DataFrame:
         **accuracies,
         parameters=torch.full((count,), size),
         largest_kappa=largest.double(),
-        configurations=torch.full((count,), tried(pack.scale)),
     )
 
 
 # --- Trials -----------------------------------------------------------------------------------------------------------
 
 LR = Factor("lr", scaled((1e-2, 1e-1), RATES, LARGE_RATES), packed=True)
-
-
-def tried(scale: str) -> int:
-    """Number of learning rates, and so of configurations, that an arm tries."""
-    return len(LR.at(scale))
 
 
 def measure_tuning(pack: Pack) -> pd.DataFrame:
@@ -193,7 +187,7 @@ tuning = Trial(
         Table(
             "tuning",
             dict.fromkeys(("first_loss", "train_loss", "validation", "test", "largest_kappa"), float)
-            | {"parameters": int, "configurations": int},
+            | {"parameters": int},
         ),
     ),
     measure_tuning,

@@ -50,6 +50,7 @@ def _by_size(tables: Tables, column: str, *, log: bool, y_title: str, title: str
     frame = _drawn(chosen(tables))
     # The published start trains as many parameters as the other and would hide it; the figure of rates shows both.
     frame = frame[frame["arm"] != "ntk-zeros"]
+    rates = tables["tuning"]["lr"].nunique()
     return charts.scaling(
         charts.summarise(frame, ["trained", "family", "size"], column, "seed", log=log),
         x="size",
@@ -59,7 +60,7 @@ def _by_size(tables: Tables, column: str, *, log: bool, y_title: str, title: str
         y_title=y_title,
         color_title="",
         title=title,
-        subtitle=f"For every arm and seed the best of {frame['configurations'].max()} learning rates on validation images.",
+        subtitle=f"For every arm and seed the best of {rates} learning rates on validation images.",
         log_y=log,
         x_base=10,
         columns=2,
