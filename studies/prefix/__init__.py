@@ -57,7 +57,7 @@ study = Study(
             "2106.09685",
         ),
     ),
-    version="1",
+    version="2",
     trials=(*kernel.TRIALS, *approximation.TRIALS, *tuning.TRIALS),
     claims=(*kernel_claims.CLAIMS, *approximation_claims.CLAIMS, *tuning_claims.CLAIMS),
     figures=(*kernel_figures.FIGURES, *approximation_figures.FIGURES, *tuning_figures.FIGURES),
