@@ -115,8 +115,9 @@ def effective_size(share: float, variance: float, units: int, trials: int, at_en
     Binomial variance over the share's estimated `variance`, less a price for estimating it from few units; never below
     the units nor above the trials. The price is z/t: Korn & Graubard (1998) ask for its square, which with five units
     covers up to 98.9 % where 95 % is meant; z/t covers 90 to 98 % in all settings that are tested but one. `at_end` is
-    the answer for a share of 0 or 1, where no variance can be estimated. What it cannot mend: where failures are rare (5 %) and come by whole units
-    (correlation 0.3 and more over 40 rows), few units show any, and the 95 % interval covers 82 to 88 % of the time.
+    the answer for a share of 0 or 1, where no variance can be estimated. What it cannot mend: where failures are rare
+    (5 %) and come by whole units (correlation 0.3 and more over 40 rows), few units show any, and the 95 % interval
+    covers 82 to 88 % of the time.
     """
     binomial = share * (1 - share)
     if trials == units:

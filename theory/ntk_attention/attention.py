@@ -5,7 +5,8 @@
     folding            Z = sum_r phi(k_r) v_r^T,  kappa = sum_r phi(k_r)
 
 with t_ij = scale q_i . k_j and phi on vectors multiplied by sqrt(scale) (Liang et al., arXiv 2406.14036, section 4 and
-Algorithm 1). Leading axes are batch axes and broadcast. Half precision is computed in float32, but for the fused kernel of `prefix_attention`.
+Algorithm 1). Leading axes are batch axes and broadcast. Half precision is computed in float32, but for the fused kernel
+of `prefix_attention`.
 """
 
 from __future__ import annotations

@@ -205,6 +205,11 @@ def test_denominators_that_are_not_positive_are_reported():
         assert nonpositive_denominators(q, k, phi, folded).tolist() == [negative]
     hidden = nonpositive_denominators(q, k, phi, fold(phi, k - 1.5, k), mask=torch.zeros(1, 1, dtype=torch.bool))
     assert hidden.tolist() == [True]
+    # Far below -1 the tokens' part is tiny, but it is all there is, and `ntk_attention` divides by it.
+    q, k, v = (torch.full((1, 2), value) for value in (30.0, -30.0, 7.0))
+    nothing = Folded(torch.zeros(2, 2), torch.zeros(2))
+    torch.testing.assert_close(ntk_attention(q, k, v, Elu1(2), nothing, fused=False), v)
+    assert nonpositive_denominators(q, k, Elu1(2), nothing).tolist() == [False]
 
 
 def test_bad_arguments_are_refused():

@@ -242,6 +242,18 @@ def test_dropout_of_features_acts_in_training_alone_and_is_right_on_average() ->
     assert float(((inverse.mean(0) - expected).abs() / deviation).max().detach()) < 5
 
 
+def test_weights_and_what_the_prefix_adds_come_from_one_draw_of_dropped_features() -> None:
+    layer = filled(NTKAttention(attention(), dropout=0.5)).prefix.train()
+    with torch.no_grad():
+        layer.Z.copy_(layer.kappa.unsqueeze(2).expand_as(layer.Z))  # every value of the prefix is one
+    shape = (B, layer.Z.shape[0], L, layer.Z.shape[2])
+    q, k = (torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    weights, of_prefix = layer.parts(q, k)
+    again, _ = layer.parts(q, k)
+    assert not torch.allclose(weights, again)
+    torch.testing.assert_close(weights.sum(3, keepdim=True) + of_prefix, torch.ones_like(of_prefix))
+
+
 def test_the_wrapped_dropout_goes_on_acting_on_the_weights_of_tokens() -> None:
     wrapped, x = attention(dropout=0.4), tokens(B, L)
     layer = NTKAttention(wrapped, positive="free").train()
